@@ -1,0 +1,1 @@
+"""Hyper-parameter tuning for PyTorch over many GPUs and nodes."""

@@ -1,0 +1,284 @@
+"""The three things that an experiment declares, and what each of them begins.
+
+A declaration is frozen, knows its own rules, and can be described as JSON. `begin` makes the living object that
+does the work of one run:
+
+    Task   -> Trainer    how one trial trains
+    Policy -> Judge      which trial goes on
+    Search -> Proposer   which configuration comes next
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo.errors import ExperimentError
+from hpo.space import Space
+from hpo.trial import Config, Decision, Ended, Report
+
+
+class Declared(ABC):  # noqa: B024 - it declares; what to begin is said by its three kinds
+    """Something that an experiment file names, with its settings as dataclass fields."""
+
+    def check(self) -> None:
+        """Raise ExperimentError where a setting breaks a rule; `where` is the setting's name."""
+        return
+
+    def describe(self) -> dict[str, Any]:
+        """JSON of the class and all of its settings: equal descriptions mean equal behaviour."""
+        settings = {f.name: described(getattr(self, f.name)) for f in fields(self)}
+        return {"class": type(self).__name__.lower(), **settings}
+
+
+def described(value: object) -> Any:
+    """JSON of a setting: declarations describe themselves, classes and functions are named in full."""
+    if isinstance(value, Declared):
+        return value.describe()
+    if isinstance(value, Mapping):
+        return {str(key): described(part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [described(part) for part in value]
+    if callable(value):
+        module, name = (
+            getattr(value, "__module__", ""),
+            getattr(value, "__qualname__", type(value).__qualname__),
+        )
+        return f"{module}.{name}"
+    if isinstance(value, Path):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+# --- Task ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The data that a run uses, found once by the driver and found again, and compared, by every worker.
+
+    Attributes:
+        name: What rows in the store call it.
+        fingerprint: Changes when the data does.
+        fell_back: One line for people where this is not the data that was asked for.
+        located: JSON that the task needs to open it.
+    """
+
+    name: str
+    fingerprint: str
+    fell_back: str | None = None
+    located: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a trainer lives.
+
+    Attributes:
+        device: "cpu" or "cuda" (the one device that the process may see).
+        num_threads: Intra-op threads, at least 1.
+        dataset: What `Task.locate` found on the driver.
+        cache_dir: Folder of this node for decoded data.
+        metric: Name of the goal metric.
+        sign: 1 where larger metric values are better, -1 where smaller ones are.
+    """
+
+    device: str
+    num_threads: int
+    dataset: Dataset
+    cache_dir: Path
+    metric: str
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a trainer measured in one step.
+
+    Attributes:
+        metrics: Finite or not, by name; holds at least the goal metric.
+        epoch: Passes over the training data so far, from 1.
+        num_samples: Samples trained on in this step.
+        lr: Learning rate at the end of the step, where there is one.
+        chunk: Piece of growing data, where there is one.
+        finished: The trial has had all the steps that its own configuration gives it.
+        device_memory_mb: Peak memory of the device in MiB, where it is known.
+    """
+
+    metrics: Mapping[str, float]
+    epoch: int
+    num_samples: int = 0
+    lr: float | None = None
+    chunk: int | None = None
+    finished: bool = False
+    device_memory_mb: float | None = None
+
+
+class Trainer(ABC):
+    """Trains one trial at a time in a process that is kept for the next.
+
+    Laws, which an inheritable test class holds against every trainer:
+      * after `begin(config, seed=s)` it behaves like one in a new process, bit for bit on a CPU;
+      * n steps give what k steps, `save`, `load` in a new process, and n - k steps give, bit for bit on a CPU;
+      * `save` leaves a whole file or none.
+    """
+
+    @abstractmethod
+    def begin(self, config: Config, *, seed: int) -> None:
+        """Forget the trial before and build the one of `config`; all randomness follows from `seed`."""
+
+    @abstractmethod
+    def step(self) -> Step:
+        """Train one step (an epoch by default) and measure."""
+
+    @abstractmethod
+    def save(self, path: Path) -> int:
+        """Write all that is needed to continue, and the best weights so far; returns the size in bytes."""
+
+    @abstractmethod
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote, after `begin` with the same configuration.
+
+        Raises:
+            CheckpointError: It is missing, cut off, damaged, or of another configuration.
+        """
+
+    @abstractmethod
+    def test(self, path: Path) -> Mapping[str, float]:
+        """Metrics of the best weights in a checkpoint on the test part of the data."""
+
+
+class Task(Declared):
+    """What a trial trains: model, data, loss and metrics."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that every step reports."""
+
+    @abstractmethod
+    def check_config(self, config: Config) -> None:
+        """Raise ExperimentError where nobody takes a name, two parts take it, or a value breaks a rule.
+
+        `where` of the error is the name of the hyper-parameter.
+        """
+
+    @abstractmethod
+    def locate(self, data_dir: Path | None) -> Dataset:
+        """Find the data without reading it all.
+
+        Raises:
+            DataError: It is nowhere, or damaged.
+        """
+
+    @abstractmethod
+    def begin(self, setting: Setting) -> Trainer:
+        """A trainer with the data at hand, to be given trials."""
+
+    @abstractmethod
+    def checkpoint_mb(self, config: Config, dataset: Dataset) -> float:
+        """Size of a checkpoint of this configuration in MiB, estimated."""
+
+
+# --- Policy ----------------------------------------------------------------------------------------------------
+
+
+class Judge(ABC):
+    """Decides which trials go on; pure: no clock, no files, no randomness beyond its own seed.
+
+    Laws, which an inheritable test class holds against every policy:
+      * the same reports and ends in the same order give the same decisions;
+      * restored from its own `state()`, which is JSON, it decides exactly as the original would;
+      * a trial that it stopped is never heard of again: reports of it are an error of the caller.
+    """
+
+    @abstractmethod
+    def on_report(self, report: Report) -> Decision:
+        """Whether the trial goes on after this step."""
+
+    def on_end(self, ended: Ended) -> None:
+        """Learn that a trial ended, whoever ended it; called once for each trial."""
+        return
+
+    def promote(self) -> int | None:
+        """A paused trial that shall have the free place, or None to leave it to the search."""
+        return None
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """JSON of all that later decisions depend on."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become the judge whose `state()` this is."""
+
+
+class Policy(Declared):
+    """Declares when a trial ends before it has had all the training that it could get."""
+
+    may_pause = False
+    """Whether its judge pauses and promotes trials; at most one policy of an experiment may."""
+    keeps_best = False
+    """Whether the checkpoint of a trial that it stops is to hold the trial's best weights."""
+
+    @property
+    @abstractmethod
+    def max_steps(self) -> int | None:
+        """Steps after which a trial has surely ended, or None where it may train on and on."""
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Steps at which trials are compared, for people."""
+        return ()
+
+    @abstractmethod
+    def begin(self) -> Judge:
+        """A judge that has seen nothing."""
+
+
+# --- Search ----------------------------------------------------------------------------------------------------
+
+
+class Proposer(ABC):
+    """Proposes configurations; restored by being told again what it was told before."""
+
+    @abstractmethod
+    def propose(self, trial: int) -> dict[str, Any] | None:
+        """The full configuration (fixed values included) of trial number `trial`; None: nothing is left to try."""
+
+    def on_report(self, report: Report) -> None:
+        """Learn from a step of a trial."""
+        return
+
+    def on_end(self, ended: Ended) -> None:
+        """Learn that a trial ended."""
+        return
+
+
+class Search(Declared):
+    """Declares how configurations are chosen."""
+
+    def check_space(self, space: Space, *, trials: int | None) -> None:
+        """Raise ExperimentError where this search cannot serve the space or the number of trials."""
+        return
+
+    def num_configurations(self, space: Space, fixed: Config) -> int | None:
+        """How many there are to try, or None for any number."""
+        return None
+
+    @abstractmethod
+    def begin(self, space: Space, *, fixed: Config, seed: int) -> Proposer:
+        """A proposer that has seen nothing."""
+
+
+def positive_int(owner: Mapping[str, Any], *names: str) -> None:
+    """Raise ExperimentError for the first of the named values that is not an integer of at least 1."""
+    for name in names:
+        value = owner[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ExperimentError(
+                f"{value!r} is not an integer of at least 1", where=name, remedy="give a whole number, e.g. 9"
+            )
