@@ -30,8 +30,7 @@ class Declared(ABC):  # noqa: B024 - it declares; what to begin is said by its t
 
     def describe(self) -> dict[str, Any]:
         """JSON of the class and all of its settings: equal descriptions mean equal behaviour."""
-        settings = {f.name: described(getattr(self, f.name)) for f in fields(self)}
-        return {"class": type(self).__name__.lower(), **settings}
+        return {"class": type(self).__name__.lower(), **_settings(self)}
 
 
 def described(value: object) -> Any:
@@ -42,15 +41,20 @@ def described(value: object) -> Any:
         return {str(key): described(part) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
         return [described(part) for part in value]
+    if settings := _settings(value):
+        return {"class": type(value).__name__.lower(), **settings}
     if callable(value):
-        module, name = (
-            getattr(value, "__module__", ""),
-            getattr(value, "__qualname__", type(value).__qualname__),
-        )
-        return f"{module}.{name}"
-    if isinstance(value, Path):
-        return str(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+        owner = value if hasattr(value, "__qualname__") else type(value)
+        return f"{owner.__module__}.{owner.__qualname__}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value) if isinstance(value, Path) else f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    if not is_dataclass(value) or isinstance(value, type):
+        return {}
+    return {f.name: described(getattr(value, f.name)) for f in fields(value)}
 
 
 # --- Task ------------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ class Choice(Domain):
             if not is_value(value):
                 return (
                     f"{value!r} is a {type(value).__name__}, which the store cannot hold",
-                    "use numbers, strings, booleans, None, or tuples of these; name an object and look it up in the task",
+                    "use numbers, strings, booleans, None, or tuples of these; name an object, look it up in the task",
                 )
         keys = [(type(value).__name__, value) for value in self.values]
         twice = next((value for (_, value), key in zip(keys, keys, strict=True) if keys.count(key) > 1), None)
@@ -258,7 +258,7 @@ class Space:
                 raise ExperimentError(
                     f"{domain!r} is not a domain",
                     where=f"space.{name}",
-                    remedy="use uniform, loguniform, randint, lograndint, quniform, choice or grid, or move it to `fixed`",
+                    remedy="use uniform, loguniform, randint, lograndint, quniform, choice, grid; or move it to fixed",
                 )
             if found := domain.problem():
                 raise ExperimentError(found[0], where=f"space.{name}", remedy=found[1])
