@@ -1,1 +1,29 @@
 """Hyper-parameter tuning for PyTorch over many GPUs and nodes."""
+
+from hpo.experiment import Experiment, Goal, Maximize, Minimize, PerTrial
+from hpo.scheduling import Asha, NoStopping, Patience
+from hpo.search import GridSearch, RandomSearch
+from hpo.space import choice, grid, lograndint, loguniform, quniform, randint, uniform
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Asha",
+    "Experiment",
+    "Goal",
+    "GridSearch",
+    "Maximize",
+    "Minimize",
+    "NoStopping",
+    "Patience",
+    "PerTrial",
+    "RandomSearch",
+    "__version__",
+    "choice",
+    "grid",
+    "lograndint",
+    "loguniform",
+    "quniform",
+    "randint",
+    "uniform",
+]

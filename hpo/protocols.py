@@ -43,12 +43,10 @@ def described(value: object) -> Any:
         return [described(part) for part in value]
     if settings := _settings(value):
         return {"class": type(value).__name__.lower(), **settings}
-    if callable(value):
-        owner = value if hasattr(value, "__qualname__") else type(value)
-        return f"{owner.__module__}.{owner.__qualname__}"
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return str(value) if isinstance(value, Path) else f"{type(value).__module__}.{type(value).__qualname__}"
+    owner = value if hasattr(value, "__qualname__") else type(value)
+    return str(value) if isinstance(value, Path) else f"{owner.__module__}.{owner.__qualname__}"
 
 
 def _settings(value: Any) -> dict[str, Any]:
@@ -208,7 +206,10 @@ class Judge(ABC):
         return
 
     def promote(self) -> int | None:
-        """A paused trial that shall have the free place, or None to leave it to the search."""
+        """A paused trial that shall have the free place, or None to leave it to the search.
+
+        It is asked often: None changes nothing. A trial that it names is trained on from its checkpoint.
+        """
         return None
 
     @abstractmethod

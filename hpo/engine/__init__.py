@@ -1,0 +1,1 @@
+"""Runs an experiment on a cluster; the only importer of Ray."""

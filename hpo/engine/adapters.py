@@ -1,0 +1,182 @@
+"""What Ray Tune sees of a study: a search, a scheduler, a callback; each only asks the study.
+
+A Tune trial is one lease: one attempt at one of our trials. A paused, failed or interrupted trial ends its lease and
+gets another one later, so that Tune never pauses, restores or retries anything: its own rules for these starve the
+search, forget checkpoints, or count wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune import Callback, PlacementGroupFactory, Stopper
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import SearchAlgorithm
+
+from hpo.engine.cluster import KilledForMemory
+from hpo.engine.desk import Desk
+from hpo.engine.study import LOST_NODE, Lease
+from hpo.engine.trial_actor import MEASURED, AttemptFailed, Saved, Trained
+
+
+class LeaseTrial(RayTrial):  # type: ignore[misc]
+    """A Tune trial that writes no files of its own and keeps what it is told."""
+
+    lease: Lease
+    failure: BaseException | None = None
+    saved: Saved | None = None
+
+    def init_local_path(self) -> None:
+        """Name a folder, as Tune expects, but make none."""
+        self.relative_logdir = "leases"
+        self.storage.trial_dir_name = self.relative_logdir
+
+    def handle_error(self, exc: BaseException | None = None) -> None:
+        """Keep the error for the scheduler."""
+        self.failure = exc
+
+    def on_checkpoint(self, checkpoint_result: Saved) -> None:
+        """Keep the outcome of a save for the callback."""
+        self.saved = checkpoint_result
+
+    def get_json_state(self) -> tuple[str, str]:
+        """Nothing: runs are resumed from the journal."""
+        return "{}", "{}"
+
+
+class StudySearch(SearchAlgorithm):  # type: ignore[misc]
+    """Gives Tune a trial for each free place."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        trainable: str,
+        assignment: Callable[[Lease], Mapping[str, Any]],
+        resources: Mapping[str, float],
+        slots: Callable[[], int],
+    ) -> None:
+        self._desk, self._trainable, self._assignment, self._slots = desk, trainable, assignment, slots
+        self._places = PlacementGroupFactory([dict(resources)])
+        self._storage: Any = None
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Take the storage that Tune made."""
+        first = experiments[0] if isinstance(experiments, list) else experiments
+        self._storage = first.storage
+
+    def next_trial(self) -> RayTrial | None:
+        """A Tune trial for the next lease, or None where no place is free or nothing is to be trained."""
+        if self._desk.closing or self._desk.study.num_leased >= max(self._slots(), 1):
+            return None
+        lease = self._desk.lease()
+        if lease is None:
+            return None
+        trial = LeaseTrial(
+            self._trainable,
+            config=dict(self._assignment(lease)),
+            trial_id=f"{lease.trial:05d}-{lease.attempt:02d}",
+            storage=self._storage,
+            placement_group_factory=self._places,
+        )
+        trial.lease = lease
+        return trial
+
+    def is_finished(self) -> bool:
+        """Whether no lease will ever follow; as long as one may, Tune keeps idle processes."""
+        return self._desk.closing or self._desk.study.finished
+
+    def set_finished(self) -> None:
+        """Tune ends the run."""
+        self._desk.close_down("Ray Tune ended the run")
+
+
+class StudyScheduler(TrialScheduler):  # type: ignore[misc]
+    """Passes reports and errors to the desk, and its answers to Tune."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def on_trial_add(self, tune_controller: Any, trial: LeaseTrial) -> None:
+        """Tune took the lease."""
+
+    def on_trial_result(self, tune_controller: Any, trial: LeaseTrial, result: Mapping[str, Any]) -> str:
+        """Go on, or end the lease."""
+        trained: Trained = result[MEASURED]
+        goes_on = self._desk.report(trial.lease, trained)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: LeaseTrial) -> None:
+        """The lease ended in an error."""
+        cause, message, trace = explain(trial.failure)
+        self._desk.failed(trial.lease, cause=cause, message=message, trace=trace)
+
+    def on_trial_complete(self, tune_controller: Any, trial: LeaseTrial, result: Mapping[str, Any]) -> None:
+        """The lease ended as decided."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: LeaseTrial) -> None:
+        """Tune dropped a lease that had not begun."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Tune starts pending leases in their order by itself."""
+
+    def debug_string(self) -> str:
+        """For Tune's own logs."""
+        return "hpo"
+
+
+class StudyCallback(Callback):  # type: ignore[misc]
+    """Asks for checkpoints, takes note of them, and lets the desk do its rounds."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def on_trial_result(
+        self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Have the state saved before Tune does what was decided."""
+        if self._desk.wants_checkpoint(trial.lease):
+            result["should_checkpoint"] = True
+
+    def on_trial_save(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
+        """A save ended, well or not."""
+        if trial.saved is not None:
+            self._desk.saved(trial.lease, trial.saved)
+
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
+        """Tune went round its loop."""
+        self._desk.round()
+
+
+class DeskStopper(Stopper):  # type: ignore[misc]
+    """Ends Tune's loop at once where the desk says so."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """No single trial is stopped here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether everything ends now."""
+        return self._desk.stops_now
+
+
+def explain(error: BaseException | None) -> tuple[str, str, str]:
+    """Cause in one word, message and traceback of an attempt's error as Ray gives it."""
+    original = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(original, AttemptFailed):
+        return original.cause, original.message, original.trace
+    if isinstance(error, KilledForMemory) or "running low on memory" in str(error):
+        message = "Ray ended the trial's process because the node ran low on memory"
+        return "out_of_memory", message, str(error)
+    if isinstance(error, RayActorError):
+        lost = error.preempted or "node has died" in str(error) or "node was terminated" in str(error)
+        message = "the node of the trial was lost" if lost else "the trial's process died"
+        return LOST_NODE if lost else "killed", message, str(error)
+    return "error", f"{type(error).__name__}: {error}", str(error)

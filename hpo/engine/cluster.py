@@ -1,0 +1,170 @@
+"""Ray itself: starting it, what it has to give, and where it needs guarding."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from hpo.errors import ExperimentError, HpoError
+from hpo.experiment import PerTrial
+
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # a local cluster on loopback; else a token is left in the user's home
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_RESULT_DELIM": ".",
+    "TUNE_WARN_THRESHOLD_S": "5",
+}
+_NOT_SHIPPED = ("__pycache__", "*.pyc", ".git", ".venv", "venv", "results", "data", "*.egg-info", ".*")
+
+
+class KilledForMemory(RayActorError):  # type: ignore[misc]  # noqa: N818
+    """Ray's memory monitor killed the trial's process."""
+
+
+def tell_ray(*, slots: int | None = None) -> None:
+    """Set the environment that Ray reads; what a user has set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if slots is not None:
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(slots, 1))
+
+
+def guard_against_memory_monitor() -> None:
+    """Let Tune treat a process that the memory monitor killed as one that died.
+
+    Ray 2.60 raises OutOfMemoryError for it, which is neither of the two errors that Tune's actor manager knows,
+    and so ends the whole `fit()`. Calling this twice changes nothing.
+    """
+    original = RayActorManager._actor_task_failed
+    if getattr(original, "guarded", False):
+        return
+
+    def task_failed(self: Any, task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
+            exception = KilledForMemory(error_msg=str(exception))
+        original(self, task, exception)
+
+    task_failed.guarded = True  # type: ignore[attr-defined]
+    RayActorManager._actor_task_failed = task_failed
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial gets on this cluster."""
+
+    cpus: float
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """Where a trial's tensors live."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def num_threads(self) -> int:
+        """Intra-op threads that the trial's cores bear."""
+        return max(1, int(self.cpus))
+
+    def slots(self, totals: Mapping[str, float]) -> int:
+        """Trials that fit at once on a cluster with these totals."""
+        fits = [totals.get("CPU", 0) / self.cpus] if self.cpus else []
+        if self.gpus:
+            # Shares of a GPU do not add up across GPUs: three trials of 0.4 are two on one GPU and one on the next.
+            gpus = totals.get("GPU", 0)
+            fits.append(gpus * int(1 / self.gpus + 1e-9) if self.gpus < 1 else gpus / self.gpus)
+        return int(min(fits) + 1e-9)
+
+
+def local_gpus() -> int:
+    """GPUs of this machine that the process may see."""
+    manager: Any = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return len(visible) if visible is not None else int(manager.get_current_node_num_accelerators())
+
+
+def resources_on(per_trial: PerTrial, *, cpus: float, gpus: float) -> Resources:
+    """What a trial gets where the machine or cluster has so much.
+
+    Raises:
+        ExperimentError: Not even one trial fits.
+    """
+    wanted = Resources(cpus=per_trial.cpus, gpus=per_trial.gpus if gpus else 0.0)
+    for name, want, have in (("gpus", wanted.gpus, gpus), ("cpus", wanted.cpus, cpus)):
+        if want > have:
+            raise ExperimentError(
+                f"{want:g} is more than the {have:g} that there are",
+                where=f"per_trial.{name}",
+                remedy=f"lower it with --set pertrial.{name}={max(1, int(have))}, or run on a larger machine",
+            )
+    return wanted
+
+
+@contextlib.contextmanager
+def shipped(experiment_file: Path) -> Iterator[str]:
+    """A copy of the code beside the experiment file, fit to be the working folder of every node."""
+    with tempfile.TemporaryDirectory(prefix="hpo-code-") as folder:
+        code = Path(folder) / "code"
+        code.mkdir()
+        for path in experiment_file.parent.rglob("*.py"):
+            relative = path.relative_to(experiment_file.parent)
+            if not any(part.startswith(".") or part in _NOT_SHIPPED for part in relative.parts):
+                (code / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, code / relative)
+        yield str(code)
+
+
+@contextlib.contextmanager
+def connected(
+    *, address: str | None, cpus: int | None, gpus: int | None, working_dir: str, dashboard: bool = False
+) -> Iterator[None]:
+    """Ray for the time of a run: a local one that ends with it, or the cluster at `address`.
+
+    A Ray that this process is connected to already is used as it is.
+
+    Raises:
+        HpoError: There is no cluster at the address.
+    """
+    tell_ray()
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": dashboard, "configure_logging": False}
+    else:
+        options |= {"address": address}
+    try:
+        ray.init(runtime_env={"working_dir": working_dir}, **options)
+    except (ConnectionError, ValueError) as error:
+        if address is None:
+            raise
+        raise HpoError(
+            f"no Ray cluster answers ({error})",
+            where=f"--address {address}",
+            remedy="start one with `ray up` or `ray start --head`, or leave --address out to use this machine",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

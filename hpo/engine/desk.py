@@ -1,0 +1,162 @@
+"""The desk between Ray Tune and the study: leases out, reports in, checkpoints asked for, requests to stop heeded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpo.engine.checkpoints import CheckpointKeeper
+from hpo.engine.study import Checkpoint, Lease, Study
+from hpo.engine.trial_actor import Saved, Trained
+from hpo.trial import GoOn, Pause, Stop
+
+
+class Watcher(Protocol):
+    """Sees what happens; the engine itself prints nothing."""
+
+    def happened(self, line: str) -> None:
+        """Something that a person may want to know."""
+
+    def round(self, desk: Desk) -> None:
+        """The driver went round its loop; called often, so most calls have to be cheap."""
+
+
+class Desk:
+    """One per driver; all calls come from the driver's one thread.
+
+    Args:
+        study: Replayed, ready to go on.
+        keeper: Says when checkpoints are written.
+        watcher: Told what happens.
+        num_gpus: GPUs of each trial, for the reports.
+        stop_request: File whose existence asks the run to stop.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        keeper: CheckpointKeeper,
+        watcher: Watcher,
+        *,
+        num_gpus: float,
+        stop_request: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.study, self.keeper, self.watcher = study, keeper, watcher
+        self.closing, self.close_reason = False, ""
+        self.stops_now = False
+        self.num_steps = 0
+        self.busy_s = 0.0
+        self.began = clock()
+        self._clock, self._num_gpus, self._stop_request = clock, num_gpus, stop_request
+        self._wanted: set[tuple[int, int]] = set()
+        self._pausing: set[int] = set()
+        self._looked = 0.0
+
+    # --- leases ---
+
+    def lease(self) -> Lease | None:
+        """The next lease of the study, once the states of paused trials are on disk: any may be promoted."""
+        if self._pausing:
+            return None
+        lease = self.study.lease()
+        if lease is not None:
+            self.keeper.begin(lease.trial)
+            if lease.why != "new":
+                step = lease.checkpoint.step if lease.checkpoint else 0
+                self.watcher.happened(f"trial {lease.trial} {lease.why} from step {step}")
+        return lease
+
+    def report(self, lease: Lease, trained: Trained) -> bool:
+        """Whether the lease goes on after this step."""
+        self.num_steps += 1
+        self.busy_s += trained.step_s
+        decision = self.study.report(lease.trial, trained.number, trained.step, self._extra(trained))
+        if isinstance(decision, Stop):
+            self.watcher.happened(f"trial {lease.trial} {self.study.trials[lease.trial].state}: {decision.reason}")
+        elif isinstance(decision, Pause):
+            self._pausing.add(lease.trial)
+            self.watcher.happened(f"trial {lease.trial} paused: {decision.reason}")
+        put_off = self.closing and isinstance(decision, GoOn)
+        if put_off or self.keeper.due(lease.trial, decision):
+            self._wanted.add((lease.trial, lease.attempt))
+        if put_off:
+            self.study.interrupted(lease.trial, reason=self.close_reason)
+        return isinstance(decision, GoOn) and not put_off
+
+    def _extra(self, trained: Trained) -> Mapping[str, Any]:
+        step, seconds = trained.step, trained.step_s
+        return {
+            "step_s": seconds,
+            "elapsed_s": self._clock() - self.began,
+            "samples_per_s": step.num_samples / seconds if seconds > 0 and step.num_samples else None,
+            "node": trained.node,
+            "num_gpus": self._num_gpus,
+            "gpu_s": seconds * self._num_gpus,
+            "device_memory_mb": step.device_memory_mb,
+        }
+
+    def failed(self, lease: Lease, *, cause: str, message: str, trace: str) -> None:
+        """The attempt ended in an error."""
+        self._pausing.discard(lease.trial)
+        trial = self.study.trials[lease.trial]
+        if lease.attempt != trial.attempt or lease.trial not in self.study.open_leases():
+            return  # it ended before: what breaks after the last report of a lease changes nothing
+        if cause == "checkpoint":
+            self.study.forget_checkpoint(lease.trial)
+        retry = self.study.failed(lease.trial, cause=cause, message=message, traceback=trace)
+        self.keeper.sweep()
+        after = "tries again" if retry else "failed"
+        self.watcher.happened(f"trial {lease.trial} {after}: {cause}: {message.splitlines()[0] if message else ''}")
+
+    # --- checkpoints ---
+
+    def wants_checkpoint(self, lease: Lease) -> bool:
+        """Whether the state of the lease's last report is to be written; asking takes the wish away."""
+        key = (lease.trial, lease.attempt)
+        wanted = key in self._wanted
+        self._wanted.discard(key)
+        return wanted
+
+    def saved(self, lease: Lease, saved: Saved) -> None:
+        """A checkpoint was written, or could not be."""
+        self._pausing.discard(lease.trial)
+        if lease.attempt != self.study.trials[lease.trial].attempt:
+            return
+        if saved.error:
+            self.study.record("checkpoint_failed", trial=lease.trial, step=saved.step, detail={"error": saved.error})
+            self.watcher.happened(f"trial {lease.trial}: its checkpoint could not be written: {saved.error}")
+            return
+        checkpoint = Checkpoint(saved.checkpoint, lease.attempt, saved.step, saved.size)
+        self.keeper.written(lease.trial, checkpoint, cost_s=saved.seconds)
+
+    # --- the end ---
+
+    def close_down(self, reason: str) -> None:
+        """Give out no more leases, and put off each trial after its next report."""
+        if not self.closing:
+            self.closing, self.close_reason = True, reason
+            self.watcher.happened(f"stopping: {reason}")
+
+    def stop_now(self) -> None:
+        """End without waiting for anybody."""
+        self.close_down("stopped at once")
+        self.stops_now = True
+
+    def round(self) -> None:
+        """What is done between events."""
+        self.keeper.delete_doomed()
+        now = self._clock()
+        if now - self._looked > 0.5:
+            self._looked = now
+            if self._stop_request.exists():
+                self.close_down("asked to by `hpo stop`")
+        self.watcher.round(self)
+
+    def hang_up(self) -> None:
+        """Note the trials whose attempt the end of the run cuts off."""
+        for number in self.study.open_leases():
+            self.study.interrupted(number, reason=self.close_reason or "the run ended")

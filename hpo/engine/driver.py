@@ -1,0 +1,394 @@
+"""One run from its file to its end: find or begin it, replay it, train what is left, close it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+
+from hpo.engine.adapters import DeskStopper, StudyCallback, StudyScheduler, StudySearch
+from hpo.engine.checkpoints import CheckpointKeeper
+from hpo.engine.cluster import (
+    Resources,
+    connected,
+    guard_against_memory_monitor,
+    local_gpus,
+    resources_on,
+    shipped,
+    tell_ray,
+)
+from hpo.engine.desk import Desk, Watcher
+from hpo.engine.study import Lease, Study
+from hpo.engine.trial_actor import Assignment, TrialActor, Workplace
+from hpo.errors import DataError, ReplayError
+from hpo.experiment import changes, digest_of
+from hpo.experiment_file import ExperimentFile
+from hpo.protocols import Dataset, Setting
+from hpo.results import RunPaths, RunStore, Store, write_atomically
+
+TRAINABLE = "hpo"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: nothing here changes a decision.
+
+    Attributes:
+        results: Folder of the store.
+        data_dir: Where data is looked for first.
+        cache_dir: Decoded data of this node.
+        address: Ray cluster, or None for this machine alone.
+        cpus: CPU cores to use here; all of them by default.
+        gpus: GPUs to use here; all of them by default.
+        concurrent: Trials at a time; as many as fit by default.
+        fresh: Begin a new run, whatever there is.
+        dashboard: Have Ray's dashboard.
+    """
+
+    results: Path
+    cache_dir: Path
+    data_dir: Path | None = None
+    address: str | None = None
+    cpus: int | None = None
+    gpus: int | None = None
+    concurrent: int | None = None
+    fresh: bool = False
+    dashboard: bool = False
+
+
+class RunWatcher(Watcher, Protocol):
+    """Watches one run."""
+
+    def begins(self, run: OpenRun) -> None:
+        """The run is open, its past replayed; training comes next."""
+
+    def stop_signals(self, desk: Desk) -> contextlib.AbstractContextManager[None]:
+        """While the context lasts, a person's wish to stop reaches the desk."""
+
+
+@dataclass
+class OpenRun:
+    """A run that this driver holds.
+
+    Attributes:
+        file: The experiment.
+        dataset: What it trains on.
+        store: The one writer of its results.
+        study: Replayed.
+        notes: What a person should know before it goes on.
+        resumed: Whether the run had begun before.
+    """
+
+    file: ExperimentFile
+    dataset: Dataset
+    store: RunStore
+    study: Study
+    notes: list[str]
+    resumed: bool
+
+    @property
+    def paths(self) -> RunPaths:
+        """Its files."""
+        return self.store.paths
+
+
+def run(file: ExperimentFile, options: Options, watcher: RunWatcher) -> OpenRun:
+    """The run, as far as it went: finished, or interrupted and fit to be continued.
+
+    Raises:
+        HpoError: Anything that a person can mend; nothing half-written is left behind.
+    """
+    resources = plan_resources(file, options)
+    dataset = file.experiment.task.locate(options.data_dir)
+    opened = open_run(file, dataset, options)
+    if opened.resumed and opened.study.finished:
+        opened.store.close()
+        watcher.begins(opened)
+        return opened
+    state, reason = "failed", ""
+    try:
+        watcher.begins(opened)
+        reason = _train(opened, options, watcher, resources)
+        state = "finished" if opened.study.finished else "interrupted"
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        reason = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            opened.paths.stop_request.unlink()
+        opened.store.append("run_ended", detail={"state": state, "reason": reason})
+        opened.store.close()
+    return opened
+
+
+def plan_resources(file: ExperimentFile, options: Options) -> Resources | None:
+    """What each trial gets on this machine; None where a cluster has to be asked first.
+
+    Raises:
+        ExperimentError: Not even one trial fits.
+    """
+    if options.address is not None or ray.is_initialized():
+        return None
+    cpus = options.cpus if options.cpus is not None else os.cpu_count() or 1
+    gpus = options.gpus if options.gpus is not None else local_gpus()
+    return resources_on(file.experiment.per_trial, cpus=cpus, gpus=gpus)
+
+
+# --- opening -----------------------------------------------------------------------------------------------------
+
+
+def open_run(file: ExperimentFile, dataset: Dataset, options: Options) -> OpenRun:
+    """The newest run of this experiment and data set, replayed; a new one where there is none or `fresh` asks for it.
+
+    Raises:
+        RunLocked: Another driver holds it.
+        DataError: The data is not what the run began with.
+        ReplayError: The journal gives other decisions than it records.
+    """
+    digest = digest_of({"experiment": file.digest, "fell_back_on": dataset.name if dataset.fell_back else None})
+    notes = [dataset.fell_back] if dataset.fell_back else []
+    store = Store(options.results)
+    newest = None if options.fresh else store.newest(file.name, digest=digest)
+    if newest is None:
+        notes += _why_new(file, store, options)
+        opened = _create(file, dataset, options, notes)
+    else:
+        opened = _reopen(file, dataset, options, newest["run_id"], notes)
+    study = opened.study
+    study.num_trials = file.experiment.num_trials
+    study.record = opened.store.append
+    for number in study.open_leases():
+        study.interrupted(number, reason="its driver ended")
+    if opened.resumed and study.finished:
+        return opened
+    opened.store.append("run_started", detail=_run_detail(file, dataset, digest, resumed=opened.resumed))
+    return opened
+
+
+def _create(file: ExperimentFile, dataset: Dataset, options: Options, notes: list[str]) -> OpenRun:
+    store = RunStore.create(options.results, experiment=file.name)
+    description = {
+        "file": file.shown,
+        "digest": file.digest,
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "description": file.description,
+    }
+    write_atomically(store.paths.experiment_json, json.dumps(description, indent=2))
+    return OpenRun(file, dataset, store, Study(file.experiment, store.append), notes, resumed=False)
+
+
+def _reopen(file: ExperimentFile, dataset: Dataset, options: Options, run_id: str, notes: list[str]) -> OpenRun:
+    store = RunStore.open(options.results, experiment=file.name, run_id=run_id)
+    try:
+        _same_data(store, dataset)
+        if store.torn is not None:
+            notes.append(f"the journal's torn tail was cut: {store.torn}")
+        study = Study(file.experiment, store.append)
+        study.replay(store.entries)
+    except ReplayError as error:
+        store.close()
+        raise error.inside(f"run {run_id}") from None
+    except BaseException:
+        store.close()
+        raise
+    return OpenRun(file, dataset, store, study, notes, resumed=True)
+
+
+def _same_data(store: RunStore, dataset: Dataset) -> None:
+    began = next((entry.detail for entry in store.entries if entry.kind == "run_started"), None)
+    if began is not None and began["dataset_fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"its fingerprint is {dataset.fingerprint}, but the run began with {began['dataset_fingerprint']}",
+            where=f"data set {dataset.name}",
+            remedy="bring back the data that the run began with, or begin a new run with --fresh",
+        )
+
+
+def _why_new(file: ExperimentFile, store: Store, options: Options) -> list[str]:
+    """Why an earlier run of this experiment is not continued."""
+    earlier = store.newest(file.name)
+    if earlier is None:
+        return []
+    if options.fresh:
+        return [f"a new run, as --fresh asks; the one before is {earlier['run_id']}"]
+    paths = RunPaths(options.results, file.name, earlier["run_id"])
+    old = json.loads(paths.experiment_json.read_text(encoding="utf-8"))
+    lines = changes(old["description"], file.description) or ["another data set"]
+    more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+    return [f"a new run, because the experiment changed since {earlier['run_id']}: {'; '.join(lines[:3])}{more}"]
+
+
+def _run_detail(file: ExperimentFile, dataset: Dataset, digest: str, *, resumed: bool) -> dict[str, Any]:
+    experiment = file.experiment
+    return {
+        "resumed": resumed,
+        "goal": experiment.goal.metric,
+        "mode": experiment.goal.mode,
+        "trials": experiment.num_trials,
+        "digest": digest,
+        "quick": file.quick,
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "git_commit": _git_commit(file.path.parent),
+        "versions": {name: _version(name) for name in ("hpo", "ray", "torch", "torchvision", "pyarrow")},
+        "host": platform.node(),
+        "pid": os.getpid(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit(folder: Path) -> str | None:
+    """Commit of the experiment's folder, with `+` where files differ from it; None outside of a repository."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Resources | None) -> str:
+    """Train until the study has finished or is asked to stop; returns why it stopped, or nothing."""
+    with contextlib.ExitStack() as stack:
+        code = stack.enter_context(shipped(opened.file.path))
+        stack.enter_context(
+            connected(
+                address=options.address,
+                cpus=options.cpus,
+                gpus=options.gpus,
+                working_dir=code,
+                dashboard=options.dashboard,
+            )
+        )
+        resources = resources or _ask_cluster(opened.file)
+        keeper = CheckpointKeeper(
+            opened.study, appended=lambda: opened.store.appended, synced=lambda: opened.store.synced
+        )
+        desk = Desk(
+            opened.study,
+            keeper,
+            watcher,
+            num_gpus=resources.gpus,
+            stop_request=opened.paths.stop_request,
+        )
+        keeper.sweep()
+        try:
+            with watcher.stop_signals(desk):
+                _tune(opened, options, desk, resources)
+        finally:
+            desk.hang_up()
+        opened.store.flush()
+        keeper.delete_doomed()
+        return desk.close_reason
+
+
+def _ask_cluster(file: ExperimentFile) -> Resources:
+    totals = ray.cluster_resources()
+    return resources_on(file.experiment.per_trial, cpus=totals.get("CPU", 0), gpus=totals.get("GPU", 0))
+
+
+def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources) -> None:
+    """Give the study to Ray Tune, for as long as it or the desk wants."""
+    limit = options.concurrent or 1_000_000
+
+    def slots() -> int:
+        return min(limit, resources.slots(ray.cluster_resources()))
+
+    tell_ray(slots=slots())
+    guard_against_memory_monitor()
+    tune.register_trainable(TRAINABLE, TrialActor, warn=False)
+    search = StudySearch(
+        desk,
+        trainable=TRAINABLE,
+        assignment=_Assigning(opened, options, resources),
+        resources={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+        slots=_remembered(slots, for_s=1.0),
+    )
+    with _scratch_folder() as scratch:
+        tune.Tuner(
+            TRAINABLE,
+            tune_config=tune.TuneConfig(
+                search_alg=search, scheduler=StudyScheduler(desk), num_samples=1, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="leases",
+                storage_path=scratch,
+                callbacks=[StudyCallback(desk)],
+                stop=DeskStopper(desk),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        ).fit()
+
+
+class _Assigning:
+    """Turns a lease into what the actor gets."""
+
+    def __init__(self, opened: OpenRun, options: Options, resources: Resources) -> None:
+        goal = opened.file.experiment.goal
+        self._paths = opened.paths
+        self._workplace = Workplace(
+            str(opened.file.path),
+            Setting(
+                device=resources.device,
+                num_threads=resources.num_threads,
+                dataset=opened.dataset,
+                cache_dir=options.cache_dir.resolve(),
+                metric=goal.metric,
+                sign=goal.sign,
+            ),
+        )
+
+    def __call__(self, lease: Lease) -> Mapping[str, Any]:
+        assignment = Assignment(
+            trial=lease.trial,
+            attempt=lease.attempt,
+            config=lease.config,
+            seed=lease.seed,
+            checkpoint=lease.checkpoint.path if lease.checkpoint else None,
+            checkpoints=str(self._paths.checkpoint(lease.trial, 1, 1).parent.resolve()),
+            log=str(self._paths.log(lease.trial).resolve()),
+        )
+        return {"workplace": self._workplace, "assignment": assignment}
+
+
+def _remembered(ask: Any, *, for_s: float) -> Any:
+    """The answer of `ask`, asked again when the last one is older than `for_s`."""
+    last: list[float] = []
+
+    def answer() -> Any:
+        if not last or time.monotonic() - last[0] > for_s:
+            last[:] = [time.monotonic(), ask()]
+        return last[1]
+
+    return answer
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """Somewhere for the files that Tune writes and nobody reads."""
+    with tempfile.TemporaryDirectory(prefix="hpo-tune-", ignore_cleanup_errors=True) as folder:
+        yield folder

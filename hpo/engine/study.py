@@ -1,0 +1,458 @@
+"""The study: every decision of a run, made in one place from one order of inputs.
+
+No Ray, no clock, no files. What happens comes in through `lease`, `report`, `failed`, `interrupted` and
+`checkpointed`; what follows from it goes out as journal entries through `record`. So a journal holds, in one total
+order, every input and every outcome, and `replay` makes the same study again from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hpo.errors import ReplayError
+from hpo.experiment import Experiment
+from hpo.protocols import Judge, Step
+from hpo.search import GridSearch, RandomSearch
+from hpo.seeds import derive
+from hpo.trial import GO_ON, Decision, Ended, Pause, Report, Stop, TrialState
+
+LOST_NODE = "node_lost"
+NOT_ITS_OWN = (LOST_NODE, "checkpoint")
+"""Causes that are not the trial's own: it is tried again without being counted."""
+MAX_LOST = 20
+"""A trial whose node is lost this often fails all the same: something about it ends nodes."""
+
+
+class Record(Protocol):
+    """Where a study's entries go: the journal of a run, or a list in a simulation."""
+
+    def __call__(
+        self,
+        kind: str,
+        *,
+        trial: int | None = None,
+        attempt: int | None = None,
+        step: int | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> object:
+        """Append one entry."""
+
+
+class Entry(Protocol):
+    """A recorded entry, as the journal gives it back."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def trial(self) -> int | None: ...
+    @property
+    def attempt(self) -> int | None: ...
+    @property
+    def step(self) -> int | None: ...
+    @property
+    def detail(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A file that the journal says exists."""
+
+    path: str
+    attempt: int
+    step: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to train one trial for a while: one attempt, from the start or from a checkpoint."""
+
+    trial: int
+    attempt: int
+    config: Mapping[str, Any]
+    seed: int
+    why: str
+    checkpoint: Checkpoint | None
+
+
+@dataclass
+class Trial:
+    """All that the study knows of a trial."""
+
+    number: int
+    config: Mapping[str, Any]
+    seed: int
+    state: TrialState = TrialState.RUNNING
+    attempt: int = 0
+    num_failures: int = 0
+    num_lost: int = 0
+    scores: list[float] = field(default_factory=list)
+    best_score: float | None = None
+    best_step: int = 0
+    checkpoint: Checkpoint | None = None
+    reason: str = ""
+    cause: str = ""
+
+    @property
+    def step(self) -> int:
+        """Steps reported so far."""
+        return len(self.scores)
+
+
+class Study:
+    """Owns the trials, the judges and the proposer of one run.
+
+    Args:
+        experiment: Checked.
+        record: Where entries go.
+    """
+
+    def __init__(self, experiment: Experiment, record: Record) -> None:
+        self.experiment = experiment
+        self.num_trials = experiment.num_trials
+        self.trials: list[Trial] = []
+        self.top: list[Trial] = []
+        search = experiment.search or (GridSearch() if experiment.trials is None else RandomSearch())
+        self.record = record
+        self._judges: list[Judge] = [policy.begin() for policy in experiment.policies]
+        self._proposer = search.begin(experiment.domains, fixed=experiment.fixed, seed=experiment.seed)
+        self._waiting: deque[tuple[int, str]] = deque()  # (trial, why): trials to be leased again
+        self._leased: set[int] = set()
+        self._num_ended = 0
+        self._exhausted = False
+
+    # --- what goes out ---
+
+    @property
+    def num_leased(self) -> int:
+        """Trials that are training now."""
+        return len(self._leased)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is training and nothing is left to train."""
+        none_left = self._exhausted or len(self.trials) >= self.num_trials
+        return none_left and self._num_ended == len(self.trials)
+
+    def lease(self) -> Lease | None:
+        """What a free place is to train: a trial to be continued, one to be promoted, or a new one; None: nothing."""
+        if self._waiting:
+            number, why = self._waiting.popleft()
+            return self._lease(self.trials[number], why)
+        for judge in self._judges:
+            if (number_ := judge.promote()) is not None:
+                return self._lease(self.trials[number_], "promoted")
+        if self._exhausted or len(self.trials) >= self.num_trials:
+            return None
+        number = len(self.trials)
+        config = self._proposer.propose(number)
+        if config is None:
+            self._exhausted = True
+            return None
+        trial = Trial(number, config, seed=derive(self.experiment.seed, "training", number))
+        self.trials.append(trial)
+        self.record("proposed", trial=number, detail={"config": config, "seed": trial.seed})
+        return self._lease(trial, "new")
+
+    def _lease(self, trial: Trial, why: str) -> Lease:
+        self._leased.add(trial.number)
+        trial.state = TrialState.RUNNING
+        trial.attempt += 1
+        checkpoint = trial.checkpoint
+        self.record(
+            "started",
+            trial=trial.number,
+            attempt=trial.attempt,
+            detail={
+                "why": why,
+                "from_step": checkpoint.step if checkpoint else 0,
+                "checkpoint": checkpoint.path if checkpoint else None,
+            },
+        )
+        return Lease(trial.number, trial.attempt, trial.config, trial.seed, why, checkpoint)
+
+    # --- what comes in ---
+
+    def report(self, number: int, step: int, measured: Step, extra: Mapping[str, Any] | None = None) -> Decision:
+        """The decision on a step of a leased trial.
+
+        A step that is stored already (the trial went back to a checkpoint older than its last report) is neither
+        stored nor judged again; a score that differs from the stored one is recorded as an event.
+        """
+        goal = self.experiment.goal
+        value = measured.metrics.get(goal.metric, math.nan)
+        score = goal.sign * float(value)
+        trial = self.trials[number]
+        if step <= trial.step:
+            return self._again(trial, step, score)
+        detail = {
+            "score": score,
+            "epoch": measured.epoch,
+            "chunk": measured.chunk,
+            "metrics": dict(measured.metrics),
+            "lr": measured.lr,
+            "finished": measured.finished,
+            **(extra or {}),
+        }
+        self.record("report", trial=number, attempt=trial.attempt, step=step, detail=detail)
+        return self._judge(trial, Report(number, step, score), finished=measured.finished)
+
+    def _again(self, trial: Trial, step: int, score: float) -> Decision:
+        stored = trial.scores[step - 1]
+        if stored != score and not (math.isnan(stored) and math.isnan(score)):
+            self.record("differs", trial=trial.number, step=step, detail={"stored": stored, "again": score})
+        return GO_ON
+
+    def _judge(self, trial: Trial, report: Report, *, finished: bool) -> Decision:
+        trial.scores.append(report.score)
+        if report.finite and (trial.best_score is None or report.score > trial.best_score):
+            trial.best_score, trial.best_step = report.score, report.step
+            self._rank(trial)
+        self._proposer.on_report(report)
+        decisions = [judge.on_report(report) for judge in self._judges]  # each has to see each report
+        if finished:
+            decisions.append(
+                Stop(
+                    f"all {report.step} epochs of its configuration trained",
+                    completed=True,
+                    by_itself=True,
+                    policy="task",
+                )
+            )
+        decision = _strongest(decisions)
+        if isinstance(decision, Stop):
+            self._stop(trial, decision)
+        elif isinstance(decision, Pause):
+            self._leased.discard(trial.number)
+            trial.state, trial.reason = TrialState.PAUSED, decision.reason
+            self.record("paused", trial=trial.number, step=trial.step, detail={"reason": decision.reason})
+        return decision
+
+    def _rank(self, trial: Trial) -> None:
+        """Keep `top`, the best `keep_checkpoints` trials, in order; best scores only ever rise."""
+        ranked = {trial.number: trial for trial in (*self.top, trial)}
+        best_first = sorted(ranked.values(), key=lambda t: (-(t.best_score or 0.0), t.number))
+        self.top = best_first[: self.experiment.keep_checkpoints]
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best score so far; of equal ones the earliest."""
+        return self.top[0] if self.top else None
+
+    def _stop(self, trial: Trial, stop: Stop) -> None:
+        trial.state = TrialState.COMPLETED if stop.completed else TrialState.STOPPED
+        trial.reason, trial.cause = stop.reason, "diverged" if stop.diverged else ""
+        detail = {"reason": stop.reason, "policy": stop.policy, "state": trial.state.value, "cause": trial.cause}
+        self.record("stopped", trial=trial.number, step=trial.step, detail=detail)
+        self._end(trial, by_itself=stop.by_itself)
+
+    def _end(self, trial: Trial, *, by_itself: bool = False, failed: bool = False) -> None:
+        self._leased.discard(trial.number)
+        self._num_ended += 1
+        ended = Ended(trial.number, trial.step, trial.best_score, by_itself=by_itself, failed=failed)
+        for judge in self._judges:
+            judge.on_end(ended)
+        self._proposer.on_end(ended)
+
+    def failed(self, number: int, *, cause: str, message: str, traceback: str = "") -> bool:
+        """Whether the trial, whose attempt ended in an error, is to be tried again; it then waits for a place."""
+        trial = self.trials[number]
+        if cause in NOT_ITS_OWN:
+            trial.num_lost += 1
+        else:
+            trial.num_failures += 1
+        retry = trial.num_failures <= self.experiment.max_failures and trial.num_lost <= MAX_LOST
+        self._leased.discard(number)
+        trial.cause, trial.reason = cause, message
+        detail = {"cause": cause, "message": message, "traceback": traceback, "retry": retry}
+        self.record("failed", trial=number, attempt=trial.attempt, step=trial.step, detail=detail)
+        if retry:
+            self._waiting.append((number, "retry"))
+        else:
+            trial.state = TrialState.FAILED
+            self._end(trial, failed=True)
+        return retry
+
+    def interrupted(self, number: int, *, reason: str) -> None:
+        """The attempt of a leased trial ended because the run did; the trial is continued by the next one."""
+        trial = self.trials[number]
+        self._leased.discard(number)
+        trial.state = TrialState.PAUSED
+        self.record("interrupted", trial=number, attempt=trial.attempt, step=trial.step, detail={"reason": reason})
+        self._waiting.append((number, "resumed"))
+
+    def checkpointed(self, number: int, checkpoint: Checkpoint) -> None:
+        """A checkpoint of the trial exists; a later attempt starts from it."""
+        trial = self.trials[number]
+        self.record(
+            "checkpoint",
+            trial=number,
+            attempt=checkpoint.attempt,
+            step=checkpoint.step,
+            detail={"path": checkpoint.path, "bytes": checkpoint.size},
+        )
+        trial.checkpoint = checkpoint
+
+    def forget_checkpoint(self, number: int) -> None:
+        """The trial's checkpoint cannot be used; its next attempt starts from the beginning."""
+        trial = self.trials[number]
+        if trial.checkpoint is not None:
+            self.record("unusable", trial=number, step=trial.checkpoint.step, detail={"path": trial.checkpoint.path})
+            trial.checkpoint = None
+
+    # --- replay ---
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Become the study that wrote the entries, holding each outcome against the recorded one.
+
+        Outcomes of the last input that a torn tail took with it are recorded anew.
+
+        Raises:
+            ReplayError: The inputs give another outcome than was recorded.
+        """
+        before = self.record
+        replayed = _Replayed()
+        self.record = replayed
+        try:
+            for entry in entries:
+                replayed.hold_against(entry, self._feed)
+        finally:
+            self.record = before
+        for kind, trial, attempt, step, detail in replayed.unrecorded:
+            before(kind, trial=trial, attempt=attempt, step=step, detail=detail)
+
+    def _feed(self, entry: Entry) -> None:
+        """Give the study the input that the entry tells of; outcomes are no inputs."""
+        number, detail = entry.trial, entry.detail
+        if entry.kind == "run_started":
+            self.num_trials = int(detail["trials"])
+        elif entry.kind in ("proposed", "started"):
+            self.lease()
+        if number is None:
+            return
+        if entry.kind == "report" and entry.step is not None:
+            step = Step(detail["metrics"], detail["epoch"], finished=detail["finished"])
+            self.report(number, entry.step, step)
+        elif entry.kind == "failed":
+            self.failed(number, cause=detail["cause"], message=detail["message"])
+        elif entry.kind == "interrupted":
+            self.interrupted(number, reason=detail["reason"])
+        elif entry.kind == "checkpoint":
+            self.checkpointed(
+                number, Checkpoint(detail["path"], entry.attempt or 0, entry.step or 0, int(detail["bytes"]))
+            )
+        elif entry.kind == "unusable":
+            self.forget_checkpoint(number)
+        elif entry.kind == "deleted":
+            self._forget_deleted(number, detail["path"])
+
+    def _forget_deleted(self, number: int, path: str) -> None:
+        checkpoint = self.trials[number].checkpoint
+        if checkpoint is not None and checkpoint.path == path:
+            self.trials[number].checkpoint = None
+
+    def drop_checkpoint(self, number: int, checkpoint: Checkpoint) -> None:
+        """Record that the file of a checkpoint that nothing needs any more was deleted."""
+        self.record(
+            "deleted",
+            trial=number,
+            attempt=checkpoint.attempt,
+            step=checkpoint.step,
+            detail={"path": checkpoint.path},
+        )
+        self._forget_deleted(number, checkpoint.path)
+
+    def open_leases(self) -> list[int]:
+        """Trials whose attempt is open: after a replay, those that the driver's end cut off."""
+        return sorted(self._leased)
+
+
+_KEYS = {
+    "proposed": ("config", "seed"),
+    "started": ("why", "from_step", "checkpoint"),
+    "report": ("score",),
+    "stopped": ("state", "policy"),
+    "paused": (),
+    "failed": ("cause", "retry"),
+    "interrupted": (),
+    "checkpoint": ("path",),
+    "unusable": ("path",),
+}
+"""What has to agree between a recorded entry and the replayed one, by kind; other kinds decide nothing."""
+
+
+_Said = tuple[str, int | None, int | None, int | None, Mapping[str, Any]]
+
+
+class _Replayed:
+    """Collects what the study says while it is fed, and holds each recorded entry against it."""
+
+    def __init__(self) -> None:
+        self._said: deque[_Said] = deque()
+
+    def __call__(
+        self,
+        kind: str,
+        *,
+        trial: int | None = None,
+        attempt: int | None = None,
+        step: int | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        if kind in _KEYS:
+            self._said.append((kind, trial, attempt, step, detail or {}))
+
+    def hold_against(self, entry: Entry, feed: Callable[[Entry], None]) -> None:
+        """Feed the entry where it is not an outcome of one before, and compare."""
+        if not self._said:
+            feed(entry)
+        if entry.kind not in _KEYS:
+            return
+        if not self._said:
+            raise self._differs(entry, "nothing")
+        kind, trial, _, step, detail = self._said.popleft()
+        same = (kind, trial, step) == (entry.kind, entry.trial, entry.step)
+        if not same or any(not _equal(entry.detail.get(key), detail.get(key)) for key in _KEYS[kind]):
+            raise self._differs(entry, f"{kind} of trial {trial} at step {step} with {dict(detail)}")
+
+    @property
+    def unrecorded(self) -> list[_Said]:
+        """Outcomes of the last input that the journal does not hold."""
+        return list(self._said)
+
+    @staticmethod
+    def _differs(entry: Entry, said: str) -> ReplayError:
+        recorded = f"{entry.kind} of trial {entry.trial} at step {entry.step} with {dict(entry.detail)}"
+        return ReplayError(
+            f"the journal says {recorded}, but a replay gives {said}",
+            where=f"entry {entry.seq}",
+            remedy="this code decides otherwise than the code that began the run: begin a new one with --fresh",
+        )
+
+
+def _equal(recorded: Any, replayed: Any) -> bool:
+    if isinstance(recorded, float) and isinstance(replayed, float) and math.isnan(recorded):
+        return math.isnan(replayed)
+    return bool(_plain(recorded) == _plain(replayed))
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return {key: _plain(part) for key, part in value.items()} if isinstance(value, Mapping) else value
+
+
+def _strongest(decisions: Iterable[Decision]) -> Decision:
+    """A completion before a stop, a stop before a pause; among equals the first policy's."""
+
+    def strength(decision: Decision) -> int:
+        return 2 + decision.completed if isinstance(decision, Stop) else int(isinstance(decision, Pause))
+
+    return max(decisions, key=strength, default=GO_ON)

@@ -1,0 +1,208 @@
+"""The process that trains: one Ray actor, kept from trial to trial."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import ray
+from ray.tune import Trainable
+
+from hpo.errors import CheckpointError, HpoError
+from hpo.experiment_file import import_experiment
+from hpo.protocols import Setting, Step, Trainer
+
+MEASURED = "hpo"
+"""Key of the step in the result that Tune passes on."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What every process of a run is told once.
+
+    Attributes:
+        experiment_file: The experiment's file on the driver's machine; where Ray brought the code along, the file
+            of that name in the working folder is used instead.
+        setting: Where its trainer lives.
+    """
+
+    experiment_file: str
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One attempt at one trial, as the actor gets it."""
+
+    trial: int
+    attempt: int
+    config: Mapping[str, Any]
+    seed: int
+    checkpoint: str | None
+    checkpoints: str
+    log: str
+
+    def checkpoint_at(self, step: int) -> Path:
+        """Where this attempt keeps its state after `step`."""
+        return Path(self.checkpoints) / f"attempt-{self.attempt:02d}-step-{step:04d}.pt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One step, with what the process knows beside it."""
+
+    number: int
+    step: Step
+    step_s: float
+    node: str
+    pid: int
+
+
+class Saved(NamedTuple):
+    """Outcome of `save`; Tune looks at `checkpoint` and nothing else."""
+
+    checkpoint: str
+    step: int
+    size: int
+    seconds: float
+    error: str
+
+
+class AttemptFailed(Exception):  # noqa: N818
+    """A step raised; carries plain text, because the original may not survive pickling."""
+
+    def __init__(self, cause: str, message: str, trace: str) -> None:
+        super().__init__(cause, message, trace)
+        self.cause, self.message, self.trace = cause, message, trace
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.message}"
+
+
+class TrialActor(Trainable):  # type: ignore[misc]
+    """Trains one assignment after another; `train`, `save`, `reset` and `stop` are all that Tune calls.
+
+    Nothing that a user wrote runs in the constructor or in `reset`, since Tune loses count of its actors where
+    those raise: a new assignment begins with its first step.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the workplace and the first assignment."""
+        self._workplace: Workplace = config["workplace"]
+        self._assignment: Assignment = config["assignment"]
+        self._trainer: Trainer | None = None
+        self._number = -1
+
+    def _setup_logdir(self) -> None:
+        """Keep the working folder as it is: nothing is written to Tune's."""
+        self._logdir = None
+
+    def reset(self, new_config: dict[str, Any], storage: object = None) -> bool:
+        """Take the next assignment."""
+        self._assignment = new_config["assignment"]
+        self._number = -1
+        return True
+
+    def train(self) -> dict[str, Any]:
+        """Train one step of the assignment."""
+        with printing_to(self._assignment.log):
+            try:
+                trained = self._step()
+            except Exception as error:  # noqa: BLE001 - it is told to the driver as text
+                sys.stderr.write(traceback.format_exc())
+                raise failure(error) from None
+        return {MEASURED: trained, "training_iteration": trained.number, "done": False}
+
+    def _step(self) -> Trained:
+        started = time.perf_counter()
+        if self._number < 0:
+            self._begin()
+        assert self._trainer is not None  # noqa: S101 - _begin made it
+        step = self._trainer.step()
+        self._number += 1
+        return Trained(self._number, step, time.perf_counter() - started, platform.node(), os.getpid())
+
+    def _begin(self) -> None:
+        assignment = self._assignment
+        if self._trainer is None:
+            task = import_experiment(_here(Path(self._workplace.experiment_file))).task
+            self._trainer = task.begin(self._workplace.setting)
+        self._trainer.begin(assignment.config, seed=assignment.seed)
+        self._number = 0
+        if assignment.checkpoint is not None:
+            self._trainer.load(Path(assignment.checkpoint))
+            self._number = step_of(assignment.checkpoint)
+
+    def save(self, checkpoint_dir: str | None = None) -> Saved:
+        """Write a checkpoint to the run's own folder; an error is told, not raised: training can go on without."""
+        path = self._assignment.checkpoint_at(self._number)
+        started = time.perf_counter()
+        size, error = 0, ""
+        try:
+            assert self._trainer is not None  # noqa: S101 - it has reported a step
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = self._trainer.save(path)
+        except Exception as problem:  # noqa: BLE001 - whatever it is must not end the trial
+            error = f"{type(problem).__name__}: {problem}"
+        return Saved(str(path), self._number, size, time.perf_counter() - started, error)
+
+
+def _here(experiment_file: Path) -> Path:
+    brought = ray.get_runtime_context().runtime_env.get("working_dir")
+    return Path.cwd() / experiment_file.name if brought else experiment_file
+
+
+def step_of(checkpoint: str) -> int:
+    """The step in the name of a checkpoint."""
+    return int(Path(checkpoint).stem.rsplit("-", 1)[1])
+
+
+def failure(error: Exception) -> AttemptFailed:
+    """The error as text, its cause named in one word."""
+    message = str(error) if isinstance(error, HpoError) else f"{type(error).__name__}: {error}"
+    return AttemptFailed(_cause(error), message, "".join(traceback.format_exception(error)))
+
+
+def _cause(error: Exception) -> str:
+    out_of_memory = (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+    if out_of_memory:
+        return "out_of_memory"
+    return "checkpoint" if isinstance(error, CheckpointError) else "error"
+
+
+@contextlib.contextmanager
+def printing_to(path: str) -> Iterator[None]:
+    """Send what Python code prints and logs to the end of the file, line by line."""
+    log = Path(path)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("a", encoding="utf-8", buffering=1) as out,
+        _logging_to(out),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(out),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _logging_to(out: TextIO) -> Iterator[None]:
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)

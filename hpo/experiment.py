@@ -1,0 +1,397 @@
+"""The experiment: one question, declared once, frozen, and checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from hpo.errors import ExperimentError
+from hpo.protocols import Declared, Policy, Search, Task, described
+from hpo.space import Domain, Space, is_value
+from hpo.trial import Config
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The metric that decides, and which way is better."""
+
+    metric: str
+    mode: str
+
+    @property
+    def sign(self) -> int:
+        """1 where larger metric values are better, -1 where smaller ones are: `score = sign * metric`."""
+        return 1 if self.mode == "max" else -1
+
+
+def Maximize(metric: str) -> Goal:  # noqa: N802 - reads as a declaration in an experiment file
+    """The goal of a large `metric`."""
+    return Goal(metric, "max")
+
+
+def Minimize(metric: str) -> Goal:  # noqa: N802
+    """The goal of a small `metric`."""
+    return Goal(metric, "min")
+
+
+@dataclass(frozen=True)
+class PerTrial(Declared):
+    """The resources of one trial, per worker.
+
+    Args:
+        gpus: GPUs of each worker: a whole number, or a share below 1 where several trials share one. Where there
+            is no GPU at all, a trial gets `cpus` alone.
+        workers: Processes that train one trial together.
+        cpus: CPU cores of each worker.
+    """
+
+    gpus: float = 1
+    workers: int = 1
+    cpus: float = 1
+
+    def check(self) -> None:
+        """Raise ExperimentError for resources that no machine can give."""
+        for name in ("gpus", "cpus"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ExperimentError(f"{value!r} is not a number of at least 0", where=name, remedy="e.g. 1 or 0.25")
+            if value > 1 and value != int(value):
+                raise ExperimentError(
+                    f"{value!r} is neither whole nor below 1",
+                    where=name,
+                    remedy="a trial gets whole devices, or a share of one: e.g. 2 or 0.5",
+                )
+        if self.cpus == 0:
+            raise ExperimentError(
+                "0 leaves the trial no CPU core", where="cpus", remedy="give at least a share, e.g. 0.5"
+            )
+        if self.workers != 1 or isinstance(self.workers, bool):
+            raise ExperimentError(
+                f"{self.workers!r} is not 1, the number of processes that a trial trains in",
+                where="workers",
+                remedy="leave it out; run more trials side by side to use more devices",
+            )
+
+
+RUN_FIELDS = ("trials", "seed", "max_failures", "checkpoint_every_s", "keep_checkpoints")
+"""Fields of an experiment that `quick` and `--set` may change by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What to try, how to judge it, and what each trial may use; see the README for an example.
+
+    Args:
+        task: What a trial trains.
+        space: Domains of the hyper-parameters to be tried, by name.
+        goal: `Maximize(metric)` or `Minimize(metric)`.
+        trials: Number of trials in total: running the file again adds none, raising it adds the difference. May be
+            left out where every domain is a grid.
+        fixed: Values of the hyper-parameters that are not tried.
+        policy: One policy or several; the first stop wins, and at most one may pause trials.
+        search: How configurations are chosen; by default independent draws, and grids crossed.
+        per_trial: Resources of each trial.
+        seed: Everything random follows from it.
+        quick: What `--quick` changes: run fields (`trials`), settings of a part (`asha.max_epochs`), or values of
+            hyper-parameters (`train_samples`).
+        max_failures: Times that a trial is started again after an error of its own before it counts as failed.
+        checkpoint_every_s: Seconds of training that a killed trial may lose, at least; writing is kept to about
+            1 % of the time, so large models write less often.
+        keep_checkpoints: Number of best trials whose checkpoints stay after they ended.
+    """
+
+    task: Task
+    space: Mapping[str, Domain]
+    goal: Goal
+    trials: int | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    policy: Policy | tuple[Policy, ...] = ()
+    search: Search | None = None
+    per_trial: PerTrial = field(default_factory=PerTrial)
+    seed: int = 0
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    max_failures: int = 1
+    checkpoint_every_s: float = 30.0
+    keep_checkpoints: int = 5
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        set_ = object.__setattr__
+        set_(self, "policy", tuple(self.policy) if isinstance(self.policy, (list, tuple)) else (self.policy,))
+        set_(self, "fixed", {name: _frozen(value) for name, value in self.fixed.items()})
+        set_(self, "space", Space(self.space).domains)
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policies, always as a tuple."""
+        assert isinstance(self.policy, tuple)  # noqa: S101 - set so in __post_init__; tells the type checker
+        return self.policy
+
+    @property
+    def domains(self) -> Space:
+        """The space."""
+        return Space(self.space)
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps that the longest trial may train, or None where its own configuration says when it ends."""
+        limits = [policy.max_steps for policy in self.policies if policy.max_steps is not None]
+        return min(limits) if limits else None
+
+    @property
+    def num_trials(self) -> int:
+        """Trials in total."""
+        size = self.search.num_configurations(self.domains, self.fixed) if self.search else None
+        if self.trials is None:
+            return size if size is not None else len(self.domains.cells(self.fixed))
+        return self.trials if size is None else min(self.trials, size)
+
+    # --- checks ---
+
+    def check(self) -> None:
+        """Raise ExperimentError for the first thing that cannot be; nothing is started for it.
+
+        Every value that a domain can take at its ends, and every choice, is shown to the task.
+        """
+        _check_numbers(self)
+        _check_goal_and_end(self)
+        _check_fixed(self)
+        self.domains.check_conditions(self.fixed)
+        _check_parts(self)
+        for config, name in self._example_configs():
+            try:
+                self.task.check_config(config)
+            except ExperimentError as error:
+                raise (
+                    error.inside(self._where(error.where or name)) if not error.where else _placed(self, error)
+                ) from None
+
+    def _where(self, name: str) -> str:
+        return f"space.{name}" if name in self.space else f"fixed.{name}" if name in self.fixed else name
+
+    def _example_configs(self) -> Iterator[tuple[Config, str]]:
+        space = self.domains
+        yield space.draw(self.fixed, seed=self.seed, trial=0), "fixed"
+        for name, domain in space.domains.items():
+            for value in domain.examples():
+                cell = {**_parents(space, domain), name: value}
+                yield space.draw(self.fixed, seed=self.seed, trial=0, cell=cell), name
+
+    # --- overrides ---
+
+    def with_overrides(self, overrides: Mapping[str, Any], *, source: str) -> Experiment:
+        """The experiment with named settings replaced, as `quick` and `--set` do.
+
+        Args:
+            overrides: By name: a run field, `part.setting` (a part is named by its class in lower case), or a
+                hyper-parameter, which becomes fixed at the value.
+            source: What the user wrote it in, for errors.
+        """
+        changed = self
+        for name, value in overrides.items():
+            try:
+                changed = changed._with(name, _frozen(value))
+            except ExperimentError as error:
+                raise error.inside(source) from None
+        return changed
+
+    def _with(self, name: str, value: Any) -> Experiment:
+        if name in RUN_FIELDS:
+            return replace(self, **{name: value})
+        part, _, setting = name.partition(".")
+        if setting and part in self._parts():
+            return self._with_part(part, setting, value)
+        if name not in self.space and name not in self.fixed:
+            self._check_known(name, value)
+        space = {key: domain for key, domain in self.space.items() if key != name}
+        return replace(self, space=space, fixed={**self.fixed, name: value})
+
+    def _parts(self) -> dict[str, Declared]:
+        parts: tuple[Declared | None, ...] = (*self.policies, self.search, self.per_trial)
+        return {type(part).__name__.lower(): part for part in parts if part is not None}
+
+    def _with_part(self, part: str, setting: str, value: Any) -> Experiment:
+        old: Any = self._parts()[part]
+        valid = [f.name for f in fields(old)]
+        if setting not in valid:
+            raise ExperimentError(
+                f"{part} has no setting {setting!r}", where=f"{part}.{setting}", remedy=f"valid: {', '.join(valid)}"
+            )
+        new = replace(old, **{setting: value})
+        swap = {id(old): new}
+        return replace(
+            self,
+            policy=tuple(swap.get(id(policy), policy) for policy in self.policies),
+            search=swap.get(id(self.search), self.search),
+            per_trial=swap.get(id(self.per_trial), self.per_trial),
+        )
+
+    def _check_known(self, name: str, value: Any) -> None:
+        base = self.domains.draw(self.fixed, seed=self.seed, trial=0)
+        try:
+            self.task.check_config({**base, name: value})
+        except ExperimentError as error:
+            if error.where != name:
+                return  # something else is wrong, and is said by check()
+            names = self._names()
+            close = get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ExperimentError(
+                error.problem, where=name, remedy=f"{hint}{error.remedy}; fields that can be set: {', '.join(names)}"
+            ) from None
+
+    def _names(self) -> list[str]:
+        parts = [f"{part}.{f.name}" for part, owner in self._parts().items() for f in fields(owner)]  # type: ignore[arg-type]
+        return [*RUN_FIELDS, *parts, *self.fixed, *self.space]
+
+    # --- identity ---
+
+    def describe(self) -> dict[str, Any]:
+        """JSON of all that the outcome depends on; `digest` is its hash."""
+        return {
+            "task": self.task.describe(),
+            "space": self.domains.describe(),
+            "fixed": described(self.fixed),
+            "goal": f"{self.goal.mode} {self.goal.metric}",
+            "policy": [policy.describe() for policy in self.policies],
+            "search": self.search.describe() if self.search else None,
+            "seed": self.seed,
+        }
+
+
+def digest_of(description: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that change when the description does."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """What differs between two descriptions, one line each: `space.lr.high: 0.1 is now 0.3`."""
+    lines = []
+    for key in sorted({*old, *new}):
+        name, before, after = f"{path}{key}", old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changes(before, after, f"{name}.")
+        elif before != after:
+            lines.append(f"{name}: {_short(before)} is now {_short(after)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(part) for part in value) if isinstance(value, list) else value
+
+
+def _placed(experiment: Experiment, error: ExperimentError) -> ExperimentError:
+    """The error, its hyper-parameter named by where the user wrote it."""
+    return ExperimentError(error.problem, where=experiment._where(error.where), remedy=error.remedy)
+
+
+def _parents(space: Space, domain: Domain) -> dict[str, Any]:
+    """Values under which `domain` exists."""
+    values: dict[str, Any] = {}
+    for parent, wanted in domain.condition:
+        if parent in space.domains:
+            values |= {**_parents(space, space.domains[parent]), parent: wanted[0]}
+    return values
+
+
+def _check_types(experiment: Experiment) -> None:
+    policies = experiment.policy if isinstance(experiment.policy, (list, tuple)) else [experiment.policy]
+    expected: list[tuple[str, object, type, str]] = [
+        ("task", experiment.task, Task, "a task, e.g. Classification(model=ConvNet, data=Cifar10())"),
+        ("space", experiment.space, Mapping, 'domains by name, e.g. {"lr": loguniform(1e-4, 1e-1)}'),
+        ("fixed", experiment.fixed, Mapping, 'values by name, e.g. {"batch_size": 128}'),
+        ("quick", experiment.quick, Mapping, 'values by name, e.g. {"trials": 8}'),
+        ("goal", experiment.goal, Goal, 'Maximize("val_accuracy") or Minimize("val_loss")'),
+        ("per_trial", experiment.per_trial, PerTrial, "PerTrial(gpus=1)"),
+        *((f"policy[{i}]", policy, Policy, "a policy, e.g. Asha(max_epochs=27)") for i, policy in enumerate(policies)),
+    ]
+    if experiment.search is not None:
+        expected.append(("search", experiment.search, Search, "a search, e.g. RandomSearch()"))
+    for where, value, kind, example in expected:
+        if not isinstance(value, kind):
+            raise ExperimentError(
+                f"{value!r} is a {type(value).__name__}, not what belongs here", where=where, remedy=f"give {example}"
+            )
+
+
+def _check_numbers(experiment: Experiment) -> None:
+    rules: list[tuple[str, Any, type | tuple[type, ...], float]] = [
+        ("seed", experiment.seed, int, 0),
+        ("max_failures", experiment.max_failures, int, 0),
+        ("keep_checkpoints", experiment.keep_checkpoints, int, 1),
+        ("checkpoint_every_s", experiment.checkpoint_every_s, (int, float), 0),
+    ]
+    if experiment.trials is not None:
+        rules.insert(0, ("trials", experiment.trials, int, 1))
+    for where, value, kind, least in rules:
+        number: Any = value if isinstance(value, kind) and not isinstance(value, bool) else math.nan
+        if not least <= number < math.inf:
+            what = "an integer" if kind is int else "a number"
+            raise ExperimentError(
+                f"{value!r} is not {what} of at least {least:g}", where=where, remedy=f"e.g. {where}={max(least, 1):g}"
+            )
+
+
+def _check_goal_and_end(experiment: Experiment) -> None:
+    metrics = experiment.task.metrics
+    if experiment.goal.metric not in metrics:
+        close = get_close_matches(experiment.goal.metric, metrics, n=1)
+        raise ExperimentError(
+            f"{type(experiment.task).__name__} does not report {experiment.goal.metric!r}",
+            where="goal",
+            remedy=f"{f'did you mean {close[0]!r}? ' if close else ''}it reports: {', '.join(metrics)}",
+        )
+    if sum(policy.may_pause for policy in experiment.policies) > 1:
+        raise ExperimentError(
+            "more than one policy pauses trials", where="policy", remedy="keep one of them; any number may stop trials"
+        )
+    if experiment.max_steps is None and "epochs" not in {*experiment.fixed, *experiment.space}:
+        raise ExperimentError(
+            "nothing says when a trial has trained enough",
+            where="policy",
+            remedy='add Asha(max_epochs=…) or NoStopping(max_epochs=…), or fixed={"epochs": …}',
+        )
+    if experiment.trials is None and (not experiment.space or set(experiment.domains.grids) != set(experiment.space)):
+        raise ExperimentError(
+            "it says nowhere how many trials to run", where="trials", remedy="give trials=…, e.g. trials=64"
+        )
+
+
+def _check_fixed(experiment: Experiment) -> None:
+    for name, value in experiment.fixed.items():
+        if name in experiment.space:
+            raise ExperimentError(
+                "it stands in space as well", where=f"fixed.{name}", remedy="keep it in one of the two"
+            )
+        if not is_value(value):
+            raise ExperimentError(
+                f"{value!r} is a {type(value).__name__}, which the store cannot hold",
+                where=f"fixed.{name}",
+                remedy="use numbers, strings, booleans, None, or tuples of these",
+            )
+
+
+def _check_parts(experiment: Experiment) -> None:
+    parts: list[tuple[str, Declared]] = [
+        ("task", experiment.task),
+        ("per_trial", experiment.per_trial),
+        *((type(policy).__name__.lower(), policy) for policy in experiment.policies),
+    ]
+    for name, part in parts:
+        try:
+            part.check()
+        except ExperimentError as error:
+            raise ExperimentError(error.problem, where=f"{name}.{error.where}", remedy=error.remedy) from None
+    if experiment.search is not None:
+        experiment.search.check_space(experiment.domains, trials=experiment.trials)

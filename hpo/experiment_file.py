@@ -1,0 +1,176 @@
+"""An experiment as a file: finding it, importing it, and knowing when it has changed."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+import traceback
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hpo.errors import ExperimentError
+from hpo.experiment import Experiment, digest_of
+
+_PREFIX = "hpo_experiment_"  # so that `random.py` or `test.py` shadows no module of that name
+
+
+@dataclass(frozen=True)
+class ExperimentFile:
+    """An experiment, the file that it came from, and what was changed from outside.
+
+    Attributes:
+        path: The file, as an absolute path.
+        shown: The file as the user named it, for messages.
+        experiment: Checked, with all overrides applied.
+        quick: Whether its `quick` settings were applied.
+    """
+
+    path: Path
+    shown: str
+    experiment: Experiment
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment: that of the file, without `.py`."""
+        return self.path.stem
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """JSON of all that the outcome depends on, the task's source included."""
+        return {**self.experiment.describe(), "source": source_digests(self.path)}
+
+    @property
+    def digest(self) -> str:
+        """Changes when the description does; runs with the same digest continue each other."""
+        return digest_of(self.description)
+
+
+def load(path: str | Path, *, quick: bool = False, overrides: dict[str, Any] | None = None) -> ExperimentFile:
+    """The checked experiment of a file, `quick` and then `overrides` applied.
+
+    Raises:
+        ExperimentError: The file is missing, cannot be imported, or declares something that cannot be; `where`
+            begins with the file.
+    """
+    shown = str(path)
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ExperimentError(
+            "there is no such file", where=shown, remedy="name an experiment file, e.g. experiments/x.py"
+        )
+    experiment = import_experiment(file, shown=shown)
+    try:
+        experiment.check()
+        if quick and not experiment.quick:
+            raise ExperimentError("it has no quick settings", where="quick", remedy='add quick={"trials": 8, …} to it')
+        # A wrong quick is an error of the file, whether it is asked for or not.
+        quicker = experiment.with_overrides(experiment.quick, source="quick")
+        quicker.check()
+        experiment = quicker if quick else experiment
+        if overrides:
+            experiment = experiment.with_overrides(overrides, source="--set")
+            experiment.check()
+    except ExperimentError as error:
+        raise error.inside(shown) from None
+    return ExperimentFile(path=file, shown=shown, experiment=experiment, quick=quick)
+
+
+def import_experiment(file: Path, *, shown: str = "") -> Experiment:
+    """The `experiment` that the file declares, unchecked; modules beside the file can be imported by it."""
+    shown = shown or str(file)
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    name = _PREFIX + file.stem
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ExperimentError("it is not a Python file", where=shown, remedy="name an experiment file ending in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
+    try:
+        spec.loader.exec_module(module)
+    except ExperimentError as error:
+        raise error.inside(shown) from None
+    except Exception as error:
+        raise ExperimentError(
+            f"importing it raised {type(error).__name__}: {error}",
+            where=_line_of(error, file, shown),
+            remedy="mend the file",
+        ) from error
+    experiment = getattr(module, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        found = "is missing" if experiment is None else f"is a {type(experiment).__name__}"
+        raise ExperimentError(
+            f"the name `experiment` {found}", where=shown, remedy="write `experiment = Experiment(task=…, space=…, …)`"
+        )
+    return experiment
+
+
+def _line_of(error: Exception, file: Path, shown: str) -> str:
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f"{shown}:{error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{shown}:{lines[-1]}" if lines else shown
+
+
+def neighbours(file: Path) -> list[Path]:
+    """Modules beside the file, or in packages beside it, that have been imported in this process."""
+    folder = file.parent
+    found = {
+        Path(origin).resolve()
+        for module in list(sys.modules.values())
+        if (origin := getattr(module, "__file__", None)) and origin.endswith(".py")
+    }
+    return sorted(
+        path for path in found if path.is_relative_to(folder) and path != file and "site-packages" not in path.parts
+    )
+
+
+def source_digests(file: Path) -> dict[str, str]:
+    """A hash for the file and each neighbour that it imports, blind to comments, layout and docstrings.
+
+    Of the file itself the experiment's own declaration is left out, and the constants that only it uses: what they
+    say is compared value by value.
+    """
+    digests = {file.name: _hash(_task_source(ast.parse(file.read_text(encoding="utf-8"))))}
+    for path in neighbours(file):
+        digests[str(path.relative_to(file.parent))] = _hash(ast.parse(path.read_text(encoding="utf-8")))
+    return digests
+
+
+def _hash(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _task_source(tree: ast.Module) -> ast.Module:
+    def targets(node: ast.stmt) -> set[str]:
+        names = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        return {name.id for name in names if isinstance(name, ast.Name)}
+
+    kept = [node for node in tree.body if "experiment" not in targets(node)]
+    kept = [node for node in kept if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    used = {n.id for node in kept if not targets(node) for n in ast.walk(node) if isinstance(n, ast.Name)}
+    while True:
+        more = {
+            n.id
+            for node in kept
+            if targets(node) & used
+            for n in ast.walk(node)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+        }
+        if more <= used:
+            break
+        used |= more
+    tree.body = [node for node in kept if not targets(node) or targets(node) & used]
+    return tree
