@@ -38,6 +38,10 @@ class LeaseTrial(RayTrial):  # type: ignore[misc]
         """Keep the error for the scheduler."""
         self.failure = exc
 
+    def should_recover(self) -> bool:
+        """Never: the study counts failures, and gives another lease."""
+        return False
+
     def on_checkpoint(self, checkpoint_result: Saved) -> None:
         """Keep the outcome of a save for the callback."""
         self.saved = checkpoint_result

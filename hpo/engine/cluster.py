@@ -59,10 +59,10 @@ def guard_against_memory_monitor() -> None:
     if getattr(original, "guarded", False):
         return
 
-    def task_failed(self: Any, task: Any, exception: Exception) -> None:
+    def task_failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
             exception = KilledForMemory(error_msg=str(exception))
-        original(self, task, exception)
+        original(self, tracked_actor_task=tracked_actor_task, exception=exception)
 
     task_failed.guarded = True  # type: ignore[attr-defined]
     RayActorManager._actor_task_failed = task_failed

@@ -168,7 +168,7 @@ def open_run(file: ExperimentFile, dataset: Dataset, options: Options) -> OpenRu
     else:
         opened = _reopen(file, dataset, options, newest["run_id"], notes)
     study = opened.study
-    study.num_trials = file.experiment.num_trials
+    study.extend_to(file.experiment.num_trials)
     study.record = opened.store.append
     for number in study.open_leases():
         study.interrupted(number, reason="its driver ended")

@@ -126,6 +126,7 @@ class Study:
         self._leased: set[int] = set()
         self._num_ended = 0
         self._exhausted = False
+        self._nothing_left = False
 
     # --- what goes out ---
 
@@ -137,8 +138,11 @@ class Study:
     @property
     def finished(self) -> bool:
         """Whether nothing is training and nothing is left to train."""
-        none_left = self._exhausted or len(self.trials) >= self.num_trials
-        return none_left and self._num_ended == len(self.trials)
+        return self._nothing_left or (self._all_proposed and self._num_ended == len(self.trials))
+
+    @property
+    def _all_proposed(self) -> bool:
+        return self._exhausted or len(self.trials) >= self.num_trials
 
     def lease(self) -> Lease | None:
         """What a free place is to train: a trial to be continued, one to be promoted, or a new one; None: nothing."""
@@ -148,13 +152,13 @@ class Study:
         for judge in self._judges:
             if (number_ := judge.promote()) is not None:
                 return self._lease(self.trials[number_], "promoted")
-        if self._exhausted or len(self.trials) >= self.num_trials:
+        config = None if self._all_proposed else self._proposer.propose(len(self.trials))
+        if config is None:
+            self._exhausted = self._exhausted or not self._all_proposed
+            # Paused trials that nobody promotes while nothing trains will never be: they stay paused.
+            self._nothing_left = not self._leased
             return None
         number = len(self.trials)
-        config = self._proposer.propose(number)
-        if config is None:
-            self._exhausted = True
-            return None
         trial = Trial(number, config, seed=derive(self.experiment.seed, "training", number))
         self.trials.append(trial)
         self.record("proposed", trial=number, detail={"config": config, "seed": trial.seed})
@@ -308,6 +312,11 @@ class Study:
 
     # --- replay ---
 
+    def extend_to(self, num_trials: int) -> None:
+        """Have so many trials in total; those that there are stay."""
+        self.num_trials = num_trials
+        self._exhausted = self._nothing_left = False
+
     def replay(self, entries: Iterable[Entry]) -> None:
         """Become the study that wrote the entries, holding each outcome against the recorded one.
 
@@ -331,7 +340,7 @@ class Study:
         """Give the study the input that the entry tells of; outcomes are no inputs."""
         number, detail = entry.trial, entry.detail
         if entry.kind == "run_started":
-            self.num_trials = int(detail["trials"])
+            self.extend_to(int(detail["trials"]))
         elif entry.kind in ("proposed", "started"):
             self.lease()
         if number is None:

@@ -78,7 +78,6 @@ class AshaJudge(Judge):
             return Stop(
                 f"diverged: the score at step {report.step} is {report.score}",
                 diverged=True,
-                by_itself=True,
                 policy="asha",
             )
         scores = self._scores.get(report.step)
