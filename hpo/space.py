@@ -14,6 +14,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import product
 from typing import Any
 
@@ -47,16 +48,19 @@ class Domain(ABC):
         return {"domain": type(self).__name__.lower(), **fields, **when}
 
     def when(self, **parents: Value | list[Value]) -> Domain:
-        """The same domain, existing only where each named hyper-parameter has (one of) the given value(s)."""
+        """The same domain, existing only where each named hyper-parameter has the given value, or one of a list."""
         condition = tuple(
-            (name, tuple(values) if isinstance(values, (list, tuple)) else (values,))
-            for name, values in parents.items()
+            (name, tuple(values) if isinstance(values, list) else (values,)) for name, values in parents.items()
         )
         return replace(self, condition=self.condition + condition)
 
     def active(self, config: Config) -> bool:
         """Whether the hyper-parameter exists beside the values of `config`."""
         return all(name in config and config[name] in values for name, values in self.condition)
+
+
+_HUGE = 1e300
+"""Numbers from here on count as infinite: the width of a range has to be finite too."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class _Range(Domain):
 
     def problem(self) -> tuple[str, str] | None:
         for name, value in (("low", self.low), ("high", self.high)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _HUGE:
                 return f"{name}={value!r} is not a finite number", "give two numbers, low below high"
         if not self.low < self.high:
             return (
@@ -134,6 +138,10 @@ class LogRandInt(_Whole, _Positive):
         return int(min(max(round(drawn), self.low), self.high))
 
 
+_MOST_STEPS = 1e12
+"""Steps of a range at most; floats could not tell many more apart."""
+
+
 @dataclass(frozen=True)
 class QUniform(_Range):
     """Multiples of `q`, counted from low, up to high."""
@@ -156,6 +164,11 @@ class QUniform(_Range):
                 f"q={self.q!r} is larger than the range {self.low!r} to {self.high!r}",
                 "make q smaller: it is the distance between two values",
             )
+        if (self.high - self.low) / self.q > _MOST_STEPS:
+            return (
+                f"q={self.q!r} cuts the range {self.low!r} to {self.high!r} into more than {_MOST_STEPS:g} steps",
+                "make q larger, or use uniform",
+            )
         return None
 
     @property
@@ -163,10 +176,10 @@ class QUniform(_Range):
         return math.floor((self.high - self.low) / self.q + 1e-9)
 
     def _nth(self, number: int) -> float:
-        value = self.low + number * self.q
         if all(isinstance(part, int) for part in (self.low, self.q)):
-            return value
-        return float(f"{value:.12g}")  # 0.1 + 2 * 0.1 is 0.3 to a reader
+            return self.low + number * self.q
+        # In decimals, as they were written: 0.1 + 2 * 0.1 is 0.3 to a reader.
+        return min(float(Decimal(str(self.low)) + number * Decimal(str(self.q))), float(self.high))
 
 
 @dataclass(frozen=True)
@@ -292,6 +305,12 @@ class Space:
                     )
                 possible = known.values if isinstance(known, Choice) else None
                 possible = (fixed[parent],) if known is None else possible
+                if not wanted:
+                    raise ExperimentError(
+                        f"its condition names no value of {parent}, so it would never exist",
+                        where=f"space.{name}",
+                        remedy=f"name a value: .when({parent}=…)",
+                    )
                 for value in wanted:
                     if possible is not None and value not in possible:
                         raise ExperimentError(
@@ -322,11 +341,14 @@ class Space:
         grids = self.grids
         cells: dict[str, dict[str, Value]] = {}
         for values in product(*(domain.values for domain in grids.values())):
+            crossed = dict(zip(grids, values, strict=True))
             cell: dict[str, Value] = {}
-            config: dict[str, Value] = dict(fixed)
-            for (name, domain), value in zip(grids.items(), values, strict=True):
-                if domain.active(config) or not all(p in grids or p in fixed for p, _ in domain.condition):
-                    cell[name] = config[name] = value
+            known, absent = dict(fixed), set[str]()
+            for name, domain in self.domains.items():
+                if any(p in absent or (p in known and known[p] not in wanted) for p, wanted in domain.condition):
+                    absent.add(name)
+                elif name in crossed:
+                    cell[name] = known[name] = crossed[name]
             cells.setdefault(repr(sorted(cell.items())), cell)
         return list(cells.values())
 

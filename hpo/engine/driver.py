@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from hpo.engine.cluster import (
     tell_ray,
 )
 from hpo.engine.desk import Desk, Watcher
+from hpo.engine.final_test import score_best
 from hpo.engine.study import Lease, Study
 from hpo.engine.trial_actor import Assignment, TrialActor, Workplace
 from hpo.errors import DataError, ReplayError
@@ -89,6 +90,8 @@ class OpenRun:
         study: Replayed.
         notes: What a person should know before it goes on.
         resumed: Whether the run had begun before.
+        nothing_to_do: Whether all of its trials had ended before.
+        tested: Metrics of the best trial on the test data, where they were asked for.
     """
 
     file: ExperimentFile
@@ -97,6 +100,8 @@ class OpenRun:
     study: Study
     notes: list[str]
     resumed: bool
+    nothing_to_do: bool = False
+    tested: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def paths(self) -> RunPaths:
@@ -104,8 +109,14 @@ class OpenRun:
         return self.store.paths
 
 
-def run(file: ExperimentFile, options: Options, watcher: RunWatcher) -> OpenRun:
+def run(file: ExperimentFile, options: Options, watcher: RunWatcher, *, with_test: bool = False) -> OpenRun:
     """The run, as far as it went: finished, or interrupted and fit to be continued.
+
+    Args:
+        file: The experiment.
+        options: How to run it.
+        watcher: Told what happens.
+        with_test: Score the best trial on the test data at the end, unless that was done before.
 
     Raises:
         HpoError: Anything that a person can mend; nothing half-written is left behind.
@@ -113,13 +124,27 @@ def run(file: ExperimentFile, options: Options, watcher: RunWatcher) -> OpenRun:
     resources = plan_resources(file, options)
     dataset = file.experiment.task.locate(options.data_dir)
     opened = open_run(file, dataset, options)
-    if opened.resumed and opened.study.finished:
-        opened.store.close()
-        watcher.begins(opened)
-        return opened
-    state, reason = "failed", ""
     try:
         watcher.begins(opened)
+        if not opened.nothing_to_do:
+            _train_and_note(opened, options, watcher, resources)
+        if with_test and opened.study.finished:
+            opened.tested = score_best(opened.study, opened.store, setting_of(opened, options, _here(resources)))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            opened.paths.stop_request.unlink()
+        opened.store.close()
+    return opened
+
+
+def _here(resources: Resources | None) -> Resources:
+    return resources or Resources(cpus=os.cpu_count() or 1, gpus=min(local_gpus(), 1))
+
+
+def _train_and_note(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Resources | None) -> None:
+    """Train, and have the journal say how it ended, whatever happens."""
+    state, reason = "failed", ""
+    try:
         reason = _train(opened, options, watcher, resources)
         state = "finished" if opened.study.finished else "interrupted"
     except BaseException as error:
@@ -127,11 +152,7 @@ def run(file: ExperimentFile, options: Options, watcher: RunWatcher) -> OpenRun:
         reason = f"{type(error).__name__}: {error}"
         raise
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            opened.paths.stop_request.unlink()
         opened.store.append("run_ended", detail={"state": state, "reason": reason})
-        opened.store.close()
-    return opened
 
 
 def plan_resources(file: ExperimentFile, options: Options) -> Resources | None:
@@ -172,7 +193,8 @@ def open_run(file: ExperimentFile, dataset: Dataset, options: Options) -> OpenRu
     study.record = opened.store.append
     for number in study.open_leases():
         study.interrupted(number, reason="its driver ended")
-    if opened.resumed and study.finished:
+    opened.nothing_to_do = opened.resumed and study.finished
+    if opened.nothing_to_do:
         return opened
     opened.store.append("run_started", detail=_run_detail(file, dataset, digest, resumed=opened.resumed))
     return opened
@@ -344,23 +366,25 @@ def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources) -
         ).fit()
 
 
+def setting_of(opened: OpenRun, options: Options, resources: Resources) -> Setting:
+    """Where the run's trainers live."""
+    goal = opened.file.experiment.goal
+    return Setting(
+        device=resources.device,
+        num_threads=resources.num_threads,
+        dataset=opened.dataset,
+        cache_dir=options.cache_dir.resolve(),
+        metric=goal.metric,
+        sign=goal.sign,
+    )
+
+
 class _Assigning:
     """Turns a lease into what the actor gets."""
 
     def __init__(self, opened: OpenRun, options: Options, resources: Resources) -> None:
-        goal = opened.file.experiment.goal
         self._paths = opened.paths
-        self._workplace = Workplace(
-            str(opened.file.path),
-            Setting(
-                device=resources.device,
-                num_threads=resources.num_threads,
-                dataset=opened.dataset,
-                cache_dir=options.cache_dir.resolve(),
-                metric=goal.metric,
-                sign=goal.sign,
-            ),
-        )
+        self._workplace = Workplace(str(opened.file.path), setting_of(opened, options, resources))
 
     def __call__(self, lease: Lease) -> Mapping[str, Any]:
         assignment = Assignment(

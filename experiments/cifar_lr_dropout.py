@@ -1,0 +1,21 @@
+"""Which learning rate and dropout suit a small CNN on CIFAR-10?
+
+Expected: --quick finds a learning rate between 3e-4 and 1e-2; the times are in docs/benchmarks.md.
+Run:      python -m hpo.run experiments/cifar_lr_dropout.py --quick
+"""
+
+from hpo import Asha, Experiment, Maximize, Patience, PerTrial, loguniform, uniform
+from hpo.training import Classification
+from hpo.training.data import Cifar10, Digits
+from hpo.training.models import ConvNet
+
+experiment = Experiment(
+    task=Classification(model=ConvNet, data=Cifar10(otherwise=Digits())),
+    space={"lr": loguniform(1e-4, 1e-1), "dropout": uniform(0.0, 0.6)},
+    fixed={"batch_size": 128, "optimizer": "adam", "augment": ("crop", "flip")},
+    goal=Maximize("val_accuracy"),
+    trials=64,
+    policy=[Asha(max_epochs=27), Patience(6)],
+    per_trial=PerTrial(gpus=1),
+    quick={"trials": 16, "asha.max_epochs": 9, "train_samples": 5000},
+)

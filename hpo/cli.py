@@ -1,0 +1,180 @@
+"""`hpo`: run experiments, and ask the store what happened."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hpo.errors import HpoError, UnknownRun
+from hpo.results import RunPaths, Store
+from hpo.run import command as run_command
+
+_RESULTS = click.option("--results", default="results", show_default=True, metavar="DIR", help="Where the store is.")
+_FORMAT = click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print.",
+)
+_RUN = click.argument("run", metavar="RUN")
+
+
+class _Commands(click.Group):
+    """A group whose errors are shown without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HpoError as error:
+            Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=_Commands, invoke_without_command=True)
+@click.version_option(package_name="hpo")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Tune PyTorch models: run an experiment file, then ask the store what happened.
+
+    \b
+    Begin with:   hpo run experiments/cifar_lr_dropout.py --quick
+    Then:         hpo runs
+                  hpo best cifar_lr_dropout
+                  hpo sql "SELECT trial, max(val_accuracy) FROM reports GROUP BY trial"
+
+    RUN is the name of an experiment (its newest run), or a run's id or the beginning of one. All commands but `run`
+    read the store and can be used while a run is going on.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+main.add_command(run_command)
+
+
+@main.command()
+@_RESULTS
+@_FORMAT
+def runs(results: str, style: str) -> None:
+    """List the runs in the store, newest first."""
+    query = """
+        SELECT r.run_id, r.experiment, r.state, r.started_at, count(t.trial) AS trials, r.dataset,
+               CASE r.mode WHEN 'min' THEN -max(t.best_score) ELSE max(t.best_score) END AS best, r.goal
+        FROM runs r LEFT JOIN trials t ON t.run_id = r.run_id
+        GROUP BY ALL ORDER BY r.started_at DESC"""
+    show(Store(Path(results)).sql(query), style)
+
+
+@main.command()
+@_RUN
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(min=1), help="Trials to show.")
+@_RESULTS
+@_FORMAT
+def best(run: str, limit: int, results: str, style: str) -> None:
+    """Show the best trials of RUN, with their configurations."""
+    show(Store(Path(results)).best(run, limit=limit), style)
+
+
+@main.command()
+@click.argument("query", metavar="QUERY")
+@_RESULTS
+@_FORMAT
+def sql(query: str, results: str, style: str) -> None:
+    """Answer QUERY (DuckDB's SQL) over the views runs, trials, reports and events."""
+    show(Store(Path(results)).sql(query), style)
+
+
+@main.command()
+@_RUN
+@click.argument("trial", type=click.IntRange(min=0), metavar="TRIAL")
+@_RESULTS
+def logs(run: str, trial: int, results: str) -> None:
+    """Print what TRIAL of RUN printed, and why it failed if it did."""
+    paths = _paths(run, results)
+    store = Store(Path(results))
+    failures = store.sql(
+        f"SELECT attempt, detail->>'cause' AS cause, detail->>'traceback' AS trace FROM events "  # noqa: S608
+        f"WHERE run_id = '{paths.run_id}' AND kind = 'failed' AND trial = {trial} ORDER BY seq"
+    ).to_pylist()
+    log = paths.log(trial)
+    if not log.exists() and not failures:
+        known = store.sql(f"SELECT count(*) AS n FROM trials WHERE run_id = '{paths.run_id}'").to_pylist()[0]["n"]  # noqa: S608
+        raise UnknownRun(
+            f"trial {trial} has printed nothing and has not failed",
+            where=paths.run_id,
+            remedy=f"the run has {known} trials: 0 to {max(known - 1, 0)}" if known else "the run has no trials yet",
+        )
+    if log.exists():
+        click.echo(log.read_text(encoding="utf-8", errors="replace"), nl=False)
+    for failure in failures:
+        click.echo(f"--- attempt {failure['attempt']} failed: {failure['cause']}\n{failure['trace'] or ''}")
+
+
+@main.command()
+@_RUN
+@_RESULTS
+def stop(run: str, results: str) -> None:
+    """Ask RUN to stop, as Ctrl-C would: steps in progress are finished and saved."""
+    paths = _paths(run, results)
+    row = Store(Path(results)).find_run(paths.run_id)
+    if row["state"] != "running":
+        raise UnknownRun(f"it is not running, but {row['state']}", where=paths.run_id, remedy="hpo runs shows what is")
+    paths.stop_request.touch()
+    click.echo(f"asked {paths.run_id} to stop")
+
+
+@main.command()
+@_RUN
+@click.option("--port", default=6006, show_default=True, type=click.IntRange(min=0, max=65535), help="0: any free one.")
+@_RESULTS
+def tensorboard(run: str, port: int, results: str) -> None:
+    """Start TensorBoard on the curves of RUN."""
+    folder = _paths(run, results).tensorboard
+    words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
+    sys.exit(subprocess.call(words))
+
+
+def _paths(run: str, results: str) -> RunPaths:
+    row = Store(Path(results)).find_run(run)
+    return RunPaths(Path(results), row["experiment"], row["run_id"])
+
+
+def show(table: pa.Table, style: str) -> None:
+    """Print a table as the user asked."""
+    rows = table.to_pylist()
+    if style == "json":
+        click.echo(json.dumps(rows, indent=2, default=str))
+    elif style == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, table.column_names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        click.echo(text.getvalue(), nl=False)
+    else:
+        drawn = Table(box=None, header_style="bold")
+        for name in table.column_names:
+            drawn.add_column(name, overflow="fold")
+        for row in rows:
+            drawn.add_row(*(_cell(value) for value in row.values()))
+        Console().print(drawn if rows else Text("no rows"))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value.strftime("%Y-%m-%d %H:%M:%S") if hasattr(value, "strftime") else str(value)
