@@ -47,7 +47,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="hpo")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Tune PyTorch models: run an experiment file, then ask the store what happened.
+    r"""Tune PyTorch models: run an experiment file, then ask the store what happened.
 
     \b
     Begin with:   hpo run experiments/cifar_lr_dropout.py --quick

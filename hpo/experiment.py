@@ -176,11 +176,11 @@ class Experiment:
 
     def _example_configs(self) -> Iterator[tuple[Config, str]]:
         space = self.domains
-        yield space.draw(self.fixed, seed=self.seed, trial=0), "fixed"
         for name, domain in space.domains.items():
             for value in domain.examples():
                 cell = {**_parents(space, domain), name: value}
                 yield space.draw(self.fixed, seed=self.seed, trial=0, cell=cell), name
+        yield space.draw(self.fixed, seed=self.seed, trial=0), "fixed"
 
     # --- overrides ---
 
@@ -212,8 +212,9 @@ class Experiment:
         return replace(self, space=space, fixed={**self.fixed, name: value})
 
     def _parts(self) -> dict[str, Declared]:
-        parts: tuple[Declared | None, ...] = (*self.policies, self.search, self.per_trial)
-        return {type(part).__name__.lower(): part for part in parts if part is not None}
+        parts: tuple[Declared | None, ...] = (*self.policies, self.search)
+        named = {type(part).__name__.lower(): part for part in parts if part is not None}
+        return {**named, "per_trial": self.per_trial}
 
     def _with_part(self, part: str, setting: str, value: Any) -> Experiment:
         old: Any = self._parts()[part]
@@ -252,8 +253,8 @@ class Experiment:
     # --- identity ---
 
     def describe(self) -> dict[str, Any]:
-        """JSON of all that the outcome depends on; `digest` is its hash."""
-        return {
+        """JSON of all that the outcome depends on, as JSON gives it back; `digest_of` hashes it."""
+        description = {
             "task": self.task.describe(),
             "space": self.domains.describe(),
             "fixed": described(self.fixed),
@@ -262,6 +263,7 @@ class Experiment:
             "search": self.search.describe() if self.search else None,
             "seed": self.seed,
         }
+        return dict(json.loads(json.dumps(description)))
 
 
 def digest_of(description: Mapping[str, Any]) -> str:

@@ -114,7 +114,7 @@ def resources_on(per_trial: PerTrial, *, cpus: float, gpus: float) -> Resources:
             raise ExperimentError(
                 f"{want:g} is more than the {have:g} that there are",
                 where=f"per_trial.{name}",
-                remedy=f"lower it with --set pertrial.{name}={max(1, int(have))}, or run on a larger machine",
+                remedy=f"lower it with --set per_trial.{name}={max(1, int(have))}, or run on a larger machine",
             )
     return wanted
 

@@ -51,7 +51,8 @@ class Desk:
         self.num_steps = 0
         self.busy_s = 0.0
         self.began = clock()
-        self._clock, self._num_gpus, self._stop_request = clock, num_gpus, stop_request
+        self.num_gpus = num_gpus
+        self._clock, self._stop_request = clock, stop_request
         self._wanted: set[tuple[int, int]] = set()
         self._pausing: set[int] = set()
         self._looked = 0.0
@@ -94,8 +95,8 @@ class Desk:
             "elapsed_s": self._clock() - self.began,
             "samples_per_s": step.num_samples / seconds if seconds > 0 and step.num_samples else None,
             "node": trained.node,
-            "num_gpus": self._num_gpus,
-            "gpu_s": seconds * self._num_gpus,
+            "num_gpus": self.num_gpus,
+            "gpu_s": seconds * self.num_gpus,
             "device_memory_mb": step.device_memory_mb,
         }
 

@@ -1,0 +1,105 @@
+"""Experiments as files: how they fail, and when they count as changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpo.errors import ExperimentError
+from hpo.experiment_file import load
+
+BODY = '''"""What is x?"""
+from hpo import Asha, Experiment, Maximize, uniform
+from tests.engine.toy import Toy
+
+TRIALS = 4
+
+experiment = Experiment(
+    task=Toy(), space={"x": uniform(0, 1)}, goal=Maximize("score"), trials=TRIALS, policy=Asha(9),
+    quick={"trials": 2, "asha.max_epochs": 3},
+)
+'''
+
+
+def write(folder: Path, text: str, name: str = "what_is_x.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+class TestLoading:
+    def test_the_name_is_that_of_the_file(self, tmp_path: Path) -> None:
+        file = load(write(tmp_path, BODY))
+        assert file.name == "what_is_x"
+        assert file.experiment.trials == 4
+
+    def test_quick_and_then_overrides_are_applied(self, tmp_path: Path) -> None:
+        file = load(write(tmp_path, BODY), quick=True, overrides={"trials": 3})
+        assert file.experiment.trials == 3
+        assert file.experiment.max_steps == 3
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("x = 1\n", r"x\.py: the name `experiment` is missing"),
+            ("experiment = 1\n", r"x\.py: the name `experiment` is a int"),
+            ("a = 1\nb = a / 0\n", r"x\.py:2: importing it raised ZeroDivisionError"),
+            ("a = 1\ndef f(:\n", r"x\.py:2: importing it raised SyntaxError"),
+            (BODY.replace("uniform(0, 1)", "uniform(1, 0)"), r"x\.py: space\.x: low=1 is not below high=0"),
+            (BODY.replace('"asha.max', '"ahsa.max'), r"(?s)x\.py: quick: ahsa\.max_epochs: nobody takes it"),
+        ],
+    )
+    def test_an_error_names_the_file(self, tmp_path: Path, text: str, message: str) -> None:
+        with pytest.raises(ExperimentError, match=message):
+            load(write(tmp_path, text))
+
+    def test_a_missing_file(self) -> None:
+        with pytest.raises(ExperimentError, match=r"nowhere\.py: there is no such file"):
+            load("nowhere.py")
+
+    def test_quick_without_quick_settings(self, tmp_path: Path) -> None:
+        text = BODY.replace('    quick={"trials": 2, "asha.max_epochs": 3},\n', "")
+        with pytest.raises(ExperimentError, match=r"quick: it has no quick settings"):
+            load(write(tmp_path, text), quick=True)
+
+    def test_a_file_may_bear_the_name_of_a_module(self, tmp_path: Path) -> None:
+        assert load(write(tmp_path, BODY, "random.py")).name == "random"
+        import random
+
+        assert random.Random(1).random() > 0
+
+    def test_modules_beside_it_can_be_imported(self, tmp_path: Path) -> None:
+        write(tmp_path, "LOW = 0\n", "beside_x.py")
+        file = load(write(tmp_path, BODY.replace("TRIALS = 4", "import beside_x\nTRIALS = 4")))
+        assert "beside_x.py" in file.description["source"]
+
+
+class TestDigest:
+    def digest(self, tmp_path: Path, text: str) -> str:
+        return load(write(tmp_path, text)).digest
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ('"""What is x?"""', '"""What is x, then?"""'),
+            ("TRIALS = 4", "TRIALS = 40  # more"),
+            ("trials=TRIALS,", "trials=TRIALS * 2, per_trial=__import__('hpo').PerTrial(gpus=0),"),
+        ],
+    )
+    def test_docstring_comments_and_number_of_trials_do_not_count(self, tmp_path: Path, old: str, new: str) -> None:
+        assert self.digest(tmp_path, BODY) == self.digest(tmp_path, BODY.replace(old, new))
+
+    def test_code_that_trials_run_counts(self, tmp_path: Path) -> None:
+        model = "WIDTH = 3\n\ndef model():\n    return WIDTH\n\nexperiment ="
+        first = self.digest(tmp_path, BODY.replace("experiment =", model))
+        wider = self.digest(tmp_path, BODY.replace("experiment =", model.replace("3", "4")))
+        commented = self.digest(tmp_path, BODY.replace("experiment =", model.replace("return", "# yes\n    return")))
+        assert first != self.digest(tmp_path, BODY)
+        assert first != wider
+        assert first == commented
+
+    def test_overrides_count(self, tmp_path: Path) -> None:
+        path = write(tmp_path, BODY)
+        assert load(path).digest != load(path, quick=True).digest
+        assert load(path).digest == load(path, overrides={"trials": 9}).digest
