@@ -1,0 +1,56 @@
+"""Resources and code that is shipped; Ray itself is started in the integration tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpo import PerTrial
+from hpo.engine.cluster import Resources, resources_on, shipped
+from hpo.errors import ExperimentError
+
+
+@pytest.mark.parametrize(
+    ("resources", "totals", "slots"),
+    [
+        (Resources(cpus=1, gpus=0), {"CPU": 2}, 2),
+        (Resources(cpus=0.5, gpus=0), {"CPU": 2}, 4),
+        (Resources(cpus=1, gpus=1), {"CPU": 16, "GPU": 4}, 4),
+        (Resources(cpus=1, gpus=2), {"CPU": 16, "GPU": 5}, 2),
+        (Resources(cpus=1, gpus=0.25), {"CPU": 16, "GPU": 1}, 4),
+        (Resources(cpus=1, gpus=0.4), {"CPU": 16, "GPU": 3}, 6),
+        (Resources(cpus=4, gpus=1), {"CPU": 4, "GPU": 4}, 1),
+        (Resources(cpus=1, gpus=1), {"CPU": 4}, 0),
+    ],
+)
+def test_slots(resources: Resources, totals: dict[str, float], slots: int) -> None:
+    assert resources.slots(totals) == slots
+
+
+def test_a_core_instead_where_there_is_no_gpu() -> None:
+    resources = resources_on(PerTrial(gpus=1, cpus=1), cpus=2, gpus=0)
+    assert (resources.device, resources.gpus, resources.num_threads) == ("cpu", 0.0, 1)
+    assert resources_on(PerTrial(gpus=1, cpus=2), cpus=2, gpus=1).device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("per_trial", "message"),
+    [
+        (PerTrial(gpus=4), r"per_trial\.gpus: 4 is more than the 1 that there are.*--set per_trial\.gpus=1"),
+        (PerTrial(cpus=64), r"per_trial\.cpus: 64 is more than the 2"),
+    ],
+)
+def test_more_than_there_is(per_trial: PerTrial, message: str) -> None:
+    with pytest.raises(ExperimentError, match=f"(?s){message}"):
+        resources_on(per_trial, cpus=2, gpus=1)
+
+
+def test_code_is_shipped_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("x.py", "beside.py", "parts/inner.py", ".venv/lib.py", "data/d.py", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("A = 1\n")
+    with shipped(tmp_path / "x.py") as folder:
+        found = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+    assert found == ["beside.py", "parts/inner.py", "x.py"]
+    assert not Path(folder).exists()

@@ -1,0 +1,33 @@
+"""What a dry run promises."""
+
+from __future__ import annotations
+
+from hpo import Asha, NoStopping, Patience
+from hpo.engine.plan import expected
+from tests.engine.test_study import experiment
+
+
+def test_without_stopping_every_trial_trains_to_its_end() -> None:
+    plan = expected(experiment(trials=10, policy=NoStopping(7)))
+    assert (plan.trials, plan.epochs, plan.epochs_without_stopping) == (10, 70, 70)
+    assert plan.trials_at == {1: 10, 7: 10}
+
+
+def test_asha_keeps_about_a_third_at_each_rung() -> None:
+    plan = expected(experiment(trials=270, policy=Asha(27)))
+    assert list(plan.trials_at) == [1, 3, 9, 27]
+    assert plan.trials_at[1] == 270
+    # The count rule keeps a third on average; 90 +- 5 standard deviations of a binomial, and the early ones.
+    assert 50 < plan.trials_at[3] < 135
+    assert plan.trials_at[27] < plan.trials_at[9] < plan.trials_at[3]
+    assert plan.epochs < plan.epochs_without_stopping / 5
+
+
+def test_patience_alone_ends_nobody_who_improves() -> None:
+    plan = expected(experiment(trials=3, policy=(Patience(1), NoStopping(5))))
+    assert plan.epochs == 15
+
+
+def test_a_configuration_says_itself_how_long_it_trains() -> None:
+    plan = expected(experiment(trials=3, policy=(), fixed={"epochs": 4}))
+    assert plan.epochs == 12
