@@ -1,0 +1,237 @@
+"""Whole runs on a real Ray: from an experiment file to rows in the store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo.engine import driver
+from hpo.engine.desk import Desk
+from hpo.engine.driver import OpenRun, Options
+from hpo.engine.study import Study
+from hpo.errors import DataError, RunLocked
+from hpo.experiment_file import load
+from hpo.results import RunStore, Store, read_entries
+from hpo.trial import TrialState
+
+pytestmark = pytest.mark.integration
+
+BODY = """
+from hpo import *
+from tests.engine.toy import Promoting, Toy
+experiment = Experiment(
+    task=Toy(), space={"x": uniform(0.0, 1.0)}, goal=Maximize("score"), checkpoint_every_s=0.0,
+    **dict(trials=6, policy=Asha(9)) | dict(SETTINGS)
+)
+"""
+
+
+class Quiet:
+    """Watches without a word, and can do something between two events."""
+
+    def __init__(self, do: Callable[[Desk], None] | None = None) -> None:
+        self.lines: list[str] = []
+        self.notes: list[str] = []
+        self._do = do
+
+    def begins(self, run: OpenRun) -> None:
+        self.notes = list(run.notes)
+
+    def happened(self, line: str) -> None:
+        self.lines.append(line)
+
+    def round(self, desk: Desk) -> None:
+        if self._do is not None:
+            self._do(desk)
+
+    def stop_signals(self, desk: Desk) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+@pytest.fixture
+def go(ray_cluster: None, tmp_path: Path) -> Callable[..., OpenRun]:
+    def run(
+        settings: str = "", *, watcher: Quiet | None = None, overrides: dict[str, Any] | None = None, **options: Any
+    ) -> OpenRun:
+        path = tmp_path / "toy_study.py"
+        path.write_text(BODY.replace("SETTINGS", settings))
+        where = {"results": tmp_path / "results", "cache_dir": tmp_path / "cache"}
+        return driver.run(load(path, overrides=overrides), Options(**where, **options), watcher or Quiet())
+
+    return run
+
+
+def rows(tmp_path: Path, query: str) -> list[dict[str, Any]]:
+    return list(Store(tmp_path / "results").sql(query).to_pylist())
+
+
+class TestARun:
+    def test_ends_in_the_store(self, go: Callable[..., OpenRun], tmp_path: Path) -> None:
+        opened = go()
+        assert opened.study.finished
+        [run] = rows(tmp_path, "SELECT * FROM runs")
+        assert (run["state"], run["experiment"], run["goal"], run["mode"]) == ("finished", "toy_study", "score", "max")
+        trials = rows(tmp_path, "SELECT * FROM trials ORDER BY trial")
+        assert [row["trial"] for row in trials] == list(range(6))
+        assert {row["state"] for row in trials} <= {"completed", "stopped"}
+        reports = rows(tmp_path, "SELECT trial, step, score, loss FROM reports ORDER BY trial, step")
+        assert len(reports) == sum(trial.step for trial in opened.study.trials)
+        assert all(row["loss"] == -row["score"] for row in reports)
+        best = max(trials, key=lambda row: row["best_score"])
+        assert opened.study.best is not None
+        assert best["trial"] == opened.study.best.number
+        assert best["hp_x"] == opened.study.best.config["x"]
+
+    def test_gives_the_same_proposals_with_any_number_of_workers(self, go: Callable[..., OpenRun]) -> None:
+        proposals = [
+            [trial.config["x"] for trial in go(f"policy=NoStopping({n})", concurrent=n).study.trials] for n in (1, 2)
+        ]
+        assert proposals[0] == proposals[1]
+
+    def test_keeps_what_a_trial_printed(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("fixed={'say': 'hello from'}, trials=2, policy=NoStopping(2)")
+        assert opened.paths.log(1).read_text() == "hello from 1\nhello from 2\n"
+
+    def test_keeps_the_checkpoints_of_the_best(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("trials=6, policy=NoStopping(3), keep_checkpoints=2")
+        kept = sorted(path.parent.name for path in opened.paths.checkpoints.rglob("*.pt"))
+        assert kept == sorted(f"trial-{trial.number:05d}" for trial in opened.study.top)
+        assert len(kept) == 2
+
+    def test_promotes_paused_trials_without_starving_the_search(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("trials=9, policy=Promoting(9)")
+        assert len(opened.study.trials) == 9
+        assert any(trial.state is TrialState.COMPLETED for trial in opened.study.trials)
+        assert sum(trial.attempt > 1 for trial in opened.study.trials) >= 3
+        assert_replays(opened)
+
+
+class TestFailures:
+    def test_an_error_is_tried_again_and_then_kept_with_its_traceback(
+        self, go: Callable[..., OpenRun], tmp_path: Path
+    ) -> None:
+        opened = go("fixed={'fail_at': 2, 'say': 'now'}, trials=2, policy=NoStopping(4)")
+        assert [trial.state for trial in opened.study.trials] == [TrialState.FAILED] * 2
+        assert [trial.attempt for trial in opened.study.trials] == [2, 2]
+        failures = rows(tmp_path, "SELECT detail FROM events WHERE kind = 'failed'")
+        assert len(failures) == 4
+        assert all("RuntimeError: told to fail" in row["detail"] for row in failures)
+        assert "Traceback" in failures[0]["detail"]
+        assert "now 1" in opened.paths.log(0).read_text()
+
+    def test_out_of_memory_is_named(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("fixed={'memory_at': 1}, trials=1, max_failures=0")
+        assert opened.study.trials[0].cause == "out_of_memory"
+
+    def test_a_process_that_dies_fails_its_trial_alone(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("space={'kill_at': choice(0, 2), 'x': uniform(0, 1)}, trials=4, policy=NoStopping(3), seed=1")
+        died = [trial for trial in opened.study.trials if trial.config["kill_at"] == 2]
+        lived = [trial for trial in opened.study.trials if trial.config["kill_at"] == 0]
+        assert died
+        assert lived
+        assert {(trial.state, trial.cause) for trial in died} == {(TrialState.FAILED, "killed")}
+        assert {trial.state for trial in lived} == {TrialState.COMPLETED}
+
+    def test_a_nan_stops_the_trial_and_the_study_goes_on(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("fixed={'nan_at': 1}, trials=3")
+        assert [trial.cause for trial in opened.study.trials] == ["diverged"] * 3
+        assert opened.study.finished
+
+
+class TestGoingOn:
+    def test_a_run_that_was_asked_to_stop_goes_on_from_its_checkpoints(
+        self, go: Callable[..., OpenRun], tmp_path: Path
+    ) -> None:
+        def stop_soon(desk: Desk) -> None:
+            if desk.num_steps == 5:
+                desk.close_down("the test asks")
+
+        settings = "fixed={'sleep_s': 0.02}, policy=NoStopping(6), trials=4"
+        first = go(settings, watcher=Quiet(stop_soon))
+        assert not first.study.finished
+        assert rows(tmp_path, "SELECT state FROM runs") == [{"state": "interrupted"}]
+        second = go(settings)
+        assert second.resumed
+        assert second.study.finished
+        assert second.paths == first.paths
+        assert rows(tmp_path, "SELECT kind FROM events WHERE kind = 'differs'") == []
+        resumed = [entry for entry in read_entries(second.paths) if entry.detail.get("why") == "resumed"]
+        assert resumed
+        assert all(entry.detail["from_step"] > 0 for entry in resumed)
+        assert len(rows(tmp_path, "SELECT * FROM reports")) == 24
+        assert_replays(second)
+
+    def test_a_stop_request_ends_it_as_ctrl_c_would(self, go: Callable[..., OpenRun]) -> None:
+        asked: list[Path] = []
+
+        def ask(desk: Desk) -> None:
+            if desk.num_steps == 3 and not asked:
+                asked.append(desk._stop_request)
+                desk._stop_request.touch()
+
+        opened = go("fixed={'sleep_s': 0.1}, policy=NoStopping(50), trials=4", watcher=Quiet(ask))
+        assert not opened.study.finished
+        assert not opened.paths.stop_request.exists()
+
+    def test_nothing_is_done_twice_and_more_trials_extend_it(self, go: Callable[..., OpenRun]) -> None:
+        first = go()
+        again = go()
+        assert again.nothing_to_do
+        more = go(overrides={"trials": 9})
+        assert more.paths == first.paths
+        assert len(more.study.trials) == 9
+        assert [t.config for t in more.study.trials[:6]] == [t.config for t in first.study.trials]
+        assert_replays(more)
+
+    def test_a_changed_experiment_is_a_new_run_and_says_why(self, go: Callable[..., OpenRun]) -> None:
+        first = go("trials=2")
+        watcher = Quiet()
+        second = go("trials=2, seed=5", watcher=watcher)
+        assert second.paths != first.paths
+        assert watcher.notes == [
+            f"a new run, because the experiment changed since {first.paths.run_id}: seed: 0 is now 5"
+        ]
+
+    def test_fresh_begins_anew(self, go: Callable[..., OpenRun]) -> None:
+        assert go("trials=2").paths != go("trials=2", fresh=True).paths
+
+    def test_changed_data_is_refused(self, go: Callable[..., OpenRun], tmp_path: Path) -> None:
+        (tmp_path / "toy.txt").write_text("one")
+        go("trials=2", data_dir=tmp_path)
+        (tmp_path / "toy.txt").write_text("two")
+        with pytest.raises(DataError, match=r"(?s)its fingerprint is two, but the run began with one.*--fresh"):
+            go("trials=2", data_dir=tmp_path)
+
+    def test_a_second_driver_is_refused(self, go: Callable[..., OpenRun], tmp_path: Path) -> None:
+        first = go("trials=2")
+        held = RunStore.open(tmp_path / "results", experiment="toy_study", run_id=first.paths.run_id)
+        try:
+            with pytest.raises(RunLocked, match=r"process \d+ on "):
+                go("trials=2")
+        finally:
+            held.close()
+
+    def test_a_damaged_checkpoint_costs_the_steps_and_not_the_trial(self, go: Callable[..., OpenRun]) -> None:
+        def stop_soon(desk: Desk) -> None:
+            if desk.num_steps == 4:
+                desk.close_down("the test asks")
+
+        settings = "policy=NoStopping(6), trials=1"
+        first = go(settings, watcher=Quiet(stop_soon))
+        for path in first.paths.checkpoints.rglob("*.pt"):
+            path.write_text("damaged")
+        second = go(settings)
+        assert second.study.trials[0].state is TrialState.COMPLETED
+        assert second.study.trials[0].num_failures == 0
+        assert_replays(second)
+
+
+def assert_replays(opened: OpenRun) -> None:
+    """The journal gives the same study again."""
+    again = Study(opened.file.experiment, lambda *_, **__: None)
+    again.replay(read_entries(opened.paths))
+    assert repr(again.trials) == repr(opened.study.trials)
