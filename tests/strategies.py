@@ -14,7 +14,7 @@ from hpo.space import Choice, Domain, choice, grid, lograndint, loguniform, quni
 # A contract's tests run once for each class that inherits them, which `differing_executors` warns of.
 LAW = settings(
     deadline=None,
-    max_examples=40,
+    max_examples=30,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 
@@ -48,7 +48,7 @@ _ALL_TURNS = tuple(
 )
 _TURN = st.sampled_from(_ALL_TURNS)  # one draw a turn: three would take three times as long
 # Short stories to shrink to, long ones to climb the rungs: lists drawn without a minimum hold six on average.
-TURNS = st.lists(_TURN, min_size=1, max_size=12) | st.lists(_TURN, min_size=30, max_size=80)
+TURNS = st.lists(_TURN, min_size=1, max_size=12) | st.lists(_TURN, min_size=25, max_size=60)
 
 SEEDS = st.integers(0, 2**63 - 1)
 NAMES = st.text("abcdefgh_", min_size=1, max_size=4)

@@ -16,6 +16,7 @@ from hpo.errors import (
     StoreError,
     UnknownRun,
 )
+from tests.strategies import LAW
 
 KINDS = [HpoError, ExperimentError, DataError, StoreError, UnknownRun, RunLocked, CheckpointError, ReplayError]
 
@@ -45,6 +46,7 @@ def test_inside_of_an_error_without_a_place() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@LAW
 @given(problem=st.text(), where=st.text(), remedy=st.text())
 def test_pickled_error_is_the_same(kind: type[HpoError], problem: str, where: str, remedy: str) -> None:
     """It has to come back whole from a worker's process."""

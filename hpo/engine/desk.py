@@ -84,6 +84,8 @@ class Desk:
         put_off = self.closing and isinstance(decision, GoOn)
         if put_off or self.keeper.due(lease.trial, decision):
             self._wanted.add((lease.trial, lease.attempt))
+        if isinstance(decision, Stop):
+            self.keeper.sweep()
         if put_off:
             self.study.interrupted(lease.trial, reason=self.close_reason)
         return isinstance(decision, GoOn) and not put_off

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.integration
 BODY = """
 from hpo import *
 from tests.engine.toy import Promoting, Toy
-experiment = Experiment(
-    task=Toy(), space={"x": uniform(0.0, 1.0)}, goal=Maximize("score"), checkpoint_every_s=0.0,
-    **dict(trials=6, policy=Asha(9)) | dict(SETTINGS)
+declared = dict(
+    task=Toy(), space={"x": uniform(0.0, 1.0)}, goal=Maximize("score"), trials=6, policy=Asha(9), checkpoint_every_s=0.0
 )
+experiment = Experiment(**declared | dict(SETTINGS))
 """
 
 

@@ -1,0 +1,187 @@
+"""Where the files of a store lie, and how a file is written so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hpo.errors import StoreError
+
+_NAME = re.compile(r"\w[\w.+-]*")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Every file name of one run.
+
+    Args:
+        root: Folder of the whole store.
+        experiment: Name of the experiment: letters, digits, `_ . + -`.
+        run_id: As `new_run_id` makes them; the same characters.
+
+    Raises:
+        StoreError: A name would not make a folder name.
+    """
+
+    root: Path
+    experiment: str
+    run_id: str
+
+    def __post_init__(self) -> None:
+        for what, name in (("experiment", self.experiment), ("run", self.run_id)):
+            if not _NAME.fullmatch(name):
+                raise StoreError(
+                    f"{name!r} cannot be the name of a folder",
+                    where=what,
+                    remedy="use letters, digits, `_`, `.`, `+` and `-`, and begin with a letter, a digit or `_`",
+                )
+
+    @property
+    def run_file(self) -> Path:
+        """The run's row."""
+        return self._table("runs") / "run.parquet"
+
+    @property
+    def trials_file(self) -> Path:
+        """A row per trial."""
+        return self._table("trials") / "trials.parquet"
+
+    def reports_part(self, number: int) -> Path:
+        """Reports of a sealed segment; absent where it has none."""
+        return self._table("reports") / f"part-{number:06d}.parquet"
+
+    def events_part(self, number: int) -> Path:
+        """Events of a sealed segment; present, if empty, for every one: it is what says that the segment is sealed."""
+        return self._table("events") / f"part-{number:06d}.parquet"
+
+    def sealed(self) -> list[int]:
+        """Numbers of the sealed segments, ascending."""
+        return _numbers(self._table("events"), "part-*.parquet")
+
+    @property
+    def work(self) -> Path:
+        """Folder of everything that is not a table."""
+        return self.root / "work" / self.experiment / self.run_id
+
+    @property
+    def experiment_json(self) -> Path:
+        """The resolved experiment."""
+        return self.work / "experiment.json"
+
+    @property
+    def journal_dir(self) -> Path:
+        """Folder of the journal's segments."""
+        return self.work / "journal"
+
+    def segment(self, number: int) -> Path:
+        """One file of the journal, from 1."""
+        return self.journal_dir / f"segment-{number:06d}.arrow"
+
+    def segments(self) -> list[int]:
+        """Numbers of the journal's files, ascending."""
+        return _numbers(self.journal_dir, "segment-*.arrow")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run's driver."""
+        return self.work / "lock"
+
+    @property
+    def stop_request(self) -> Path:
+        """Asks the driver to stop, by being there."""
+        return self.work / "stop"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of all trials' checkpoints."""
+        return self.work / "checkpoints"
+
+    def checkpoint(self, trial: int, attempt: int, step: int) -> Path:
+        """State of a trial after a step, as an attempt wrote it; no two attempts write one file."""
+        return self.checkpoints / f"trial-{trial:05d}" / f"attempt-{attempt:02d}-step-{step:04d}.pt"
+
+    def log(self, trial: int) -> Path:
+        """What a trial printed."""
+        return self.work / "logs" / f"trial-{trial:05d}.log"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder to start TensorBoard on."""
+        return self.work / "tensorboard"
+
+    def _table(self, name: str) -> Path:
+        return self.root / name / f"experiment={self.experiment}" / f"run={self.run_id}"
+
+
+def runs_under(root: Path) -> Iterator[RunPaths]:
+    """Every run that the store has a row of, in no order."""
+    for file in root.glob("runs/experiment=*/run=*/run.parquet"):
+        run, experiment = file.parent.name, file.parent.parent.name
+        yield RunPaths(root, experiment.removeprefix("experiment="), run.removeprefix("run="))
+
+
+def new_run_id() -> str:
+    """A name that sorts by the time of its making (UTC) and that nobody else makes: `20261121-105503-ab12`."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a whole file, durably: whoever looks sees the old content or the new, also after a power loss.
+
+    Folders are made as needed.
+
+    Raises:
+        StoreError: It cannot be written; what was there before is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        make_folder(path.parent)
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder and those above it, durably."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable: without it, a power loss may take a new file's name away."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> StoreError:
+    """The error for a disk that refuses, with what to do about it."""
+    return StoreError(
+        f"cannot be written: {error.strerror or error}",
+        where=str(path),
+        remedy="make room or mend the permissions, then give the same command again: a run goes on from its journal",
+    )
+
+
+def _numbers(folder: Path, pattern: str) -> list[int]:
+    return sorted(int(file.stem.rpartition("-")[2]) for file in folder.glob(pattern))

@@ -1,0 +1,52 @@
+"""The hyper-parameters that belong to no model and no optimizer: those of the data, and those of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hpo.training.rules import Rule, integer, number, one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which of the training data a trial sees; kinds of data that have more to say inherit from it.
+
+    Attributes:
+        train_ratio: Share of the data that is trained on, in (0, 1); the rest validates.
+        train_samples: Train on this many at most, classes in proportion; None for all. Validation stays whole.
+        split_seed: Which split; not derived from the trial's seed, so that all trials of a study share one.
+    """
+
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "train_ratio": number(0.9, above=0, below=1),
+        "train_samples": integer(5000, least=1).or_none(),
+        "split_seed": integer(0, least=0),
+    }
+
+    train_ratio: float = 0.9
+    train_samples: int | None = None
+    split_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How a trial trains.
+
+    Attributes:
+        batch_size: Samples of one optimizer step.
+        epochs: The trial is finished after so many; None: it ends when a policy says so.
+        precision: Of the model's arithmetic; weights stay float32. "auto" is bfloat16 on a GPU that computes in
+            it, float32 elsewhere.
+    """
+
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "batch_size": integer(128, least=1),
+        "epochs": integer(27, least=1).or_none(),
+        "precision": one_of("auto", "float32", "bfloat16"),
+    }
+
+    batch_size: int = 128
+    epochs: int | None = None
+    precision: str = "auto"

@@ -1,0 +1,158 @@
+"""`python -m hpo.run`: as a person types it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hpo.errors import ExperimentError
+from hpo.run import command, parse_settings
+
+BODY = """
+from hpo import *
+from tests.engine.toy import Toy
+experiment = Experiment(
+    task=Toy(), space={"x": uniform(0.0, 1.0)}, goal=Maximize("score"), trials=6, policy=Asha(9),
+    per_trial=PerTrial(gpus=0, cpus=1), quick={"trials": 2, "asha.max_epochs": 3}, checkpoint_every_s=0.0,
+)
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "toy_study.py"
+    path.write_text(BODY)
+    return path
+
+
+def typed(*words: str | Path) -> tuple[int, str, str]:
+    done = CliRunner().invoke(command, [str(word) for word in words])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--set", "x"), "error: --set: 'x' is not NAME=VALUE"),
+            (("--set", "y=1"), "--set: y: nobody takes it"),
+            (("--set", "per_trial.gpus=1.5"), "per_trial.gpus: 1.5 is neither whole nor below 1"),
+            (("--set", "per_trial.cpus=4000"), "per_trial.cpus: 4000 is more than the"),
+            (("--set", "per_trial.gpus=2", "--gpus", "1"), "per_trial.gpus: 2 is more than the 1 that there are"),
+        ],
+    )
+    def test_are_shown_without_a_traceback_and_end_with_2(
+        self, study: Path, tmp_path: Path, words: tuple[str, ...], message: str
+    ) -> None:
+        code, out, err = typed(study, *words, "--results", tmp_path / "results")
+        assert code == 2
+        assert message in err
+        assert "Traceback" not in out + err
+        assert not (tmp_path / "results").exists()
+
+    def test_of_the_file_name_it(self, study: Path) -> None:
+        study.write_text(BODY.replace('Maximize("score")', 'Maximize("accuracy")'))
+        code, _, err = typed(study)
+        assert code == 2
+        assert f"{study}: goal: Toy does not report 'accuracy'" in err
+        assert "it reports: score, loss" in err
+
+    def test_of_missing_data(self, study: Path, tmp_path: Path) -> None:
+        code, _, err = typed(study, "--data-dir", tmp_path / "nowhere", "--dry-run")
+        assert code == 2
+        assert "there is no toy.txt" in err
+
+
+class TestSettings:
+    def test_are_numbers_literals_or_text(self) -> None:
+        assert parse_settings(("a=1", "b=1e-3", "c=adam", "d=[1, 2]", "e=true", "f=(1, 2)", "g=None", "h=x=y")) == {
+            "a": 1,
+            "b": 1e-3,
+            "c": "adam",
+            "d": [1, 2],
+            "e": True,
+            "f": (1, 2),
+            "g": None,
+            "h": "x=y",
+        }
+
+    def test_without_a_name(self) -> None:
+        with pytest.raises(ExperimentError, match=r"'=1' is not NAME=VALUE"):
+            parse_settings(("=1",))
+
+
+class TestDryRun:
+    def test_says_what_would_be_done_and_does_nothing(self, study: Path, tmp_path: Path) -> None:
+        code, out, _ = typed(study, "--dry-run", "--results", tmp_path / "results", "--set", "say=hi")
+        assert code == 0
+        assert "6 trials reach epoch 1" in out
+        assert "54 with no stopping" in out
+        assert "checkpoints: up to 0.0 MiB each, 5 kept" in out
+        assert '"say": "hi"' in out
+        assert not (tmp_path / "results").exists()
+
+    def test_quick_is_applied(self, study: Path) -> None:
+        _, out, _ = typed(study, "--dry-run", "--quick")
+        assert "2 trials reach epoch 1" in out
+        assert "(quick)" in out
+
+
+@pytest.mark.integration
+class TestRuns:
+    def start(self, study: Path, *words: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        command = [sys.executable, "-m", "hpo.run", str(study), "--cpus", "2", *words]
+        return subprocess.Popen(
+            command, cwd=study.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def test_to_the_end_and_says_what_came_out(self, study: Path) -> None:
+        driver = self.start(study, "--test")
+        out, _ = driver.communicate(timeout=120)
+        assert driver.returncode == 0, out
+        assert "toy_study run 2" in out
+        assert "best of toy_study" in out
+        assert "of 6 trials" in out
+        assert "test_score of the best trial: 9" in out
+        assert "next: hpo best toy_study" in out
+        assert "Traceback" not in out
+
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+    def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(self, study: Path, how: signal.Signals) -> None:
+        slow = ("--set", "sleep_s=0.3", "--trials", "4")
+        driver = self.start(study, *slow)
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if "epochs/s" in line or "stopped: rung" in line:
+                break
+        driver.send_signal(how)
+        out, _ = driver.communicate(timeout=120)
+        assert driver.returncode == 130, out
+        assert "interrupted; go on with: python -m hpo.run" in out
+        again = self.start(study, *slow)
+        out, _ = again.communicate(timeout=120)
+        assert again.returncode == 0, out
+        assert "goes on" in out
+
+    def test_a_second_ctrl_c_stops_at_once(self, study: Path) -> None:
+        driver = self.start(study, "--set", "sleep_s=60")
+        assert driver.stdout is not None
+        next(iter(driver.stdout))
+        time.sleep(6)
+        driver.send_signal(signal.SIGINT)
+        time.sleep(1)
+        began = time.monotonic()
+        driver.send_signal(signal.SIGINT)
+        out, _ = driver.communicate(timeout=120)
+        assert driver.returncode == 130, out
+        assert "stopped at once; go on with" in out
+        assert time.monotonic() - began < 55  # the steps in progress take 60 s: nobody waited for them

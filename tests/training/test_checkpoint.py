@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpo.errors import CheckpointError
+from hpo.training import checkpoint
+
+STATE = {"weights": {"a": torch.arange(4.0)}, "epoch": 3, "parts": (1, [2.5, None, "text"])}
+CONFIG = {"lr": 0.1, "augment": ("crop", "flip"), "epochs": None}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    size = checkpoint.write(path, STATE, config=CONFIG)
+    content = checkpoint.read(path)
+    assert size == path.stat().st_size
+    assert content["config"] == {"lr": 0.1, "augment": ["crop", "flip"], "epochs": None}
+    assert (content["epoch"], content["parts"]) == (3, (1, [2.5, None, "text"]))
+    assert torch.equal(content["weights"]["a"], STATE["weights"]["a"])  # type: ignore[index]
+
+
+def test_nothing_is_left_behind_when_the_state_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="lambda"):
+        checkpoint.write(tmp_path / "a.pt", {"bad": lambda: 0}, config={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"format": 1, "config": "{}", "object": Path("x")}, path)
+    with pytest.raises(CheckpointError, match="cut off or damaged"):
+        checkpoint.read(path)
+
+
+def test_another_format_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"format": 99, "config": "{}"}, path)
+    with pytest.raises(CheckpointError, match=r"a\.pt: the checkpoint has format 99, this version reads 1"):
+        checkpoint.read(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_a_flipped_byte_is_an_error_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, where: float, flip: int
+) -> None:
+    path = tmp_path_factory.mktemp("flip") / "a.pt"
+    checkpoint.write(path, STATE, config=CONFIG)
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= flip
+    path.write_bytes(bytes(content))
+    try:
+        found = checkpoint.read(path)
+    except CheckpointError:
+        return
+    assert torch.equal(found["weights"]["a"], STATE["weights"]["a"])  # type: ignore[index]
+    assert found["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**CONFIG, "lr": 0.2}, r"another configuration: lr is 0\.1 there and 0\.2 here\n  load it into a trial"),
+        ({"lr": 0.1, "epochs": None}, r"augment is \['crop', 'flip'\] there and 'nothing' here"),
+        ({**CONFIG, "momentum": 0.9}, r"momentum is 'nothing' there and 0\.9 here"),
+    ],
+)
+def test_another_configuration_is_named(config: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.write(path, STATE, config=CONFIG)
+    checkpoint.check_same(CONFIG, checkpoint.read(path)["config"], path=path)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.check_same(config, checkpoint.read(path)["config"], path=path)  # type: ignore[arg-type]

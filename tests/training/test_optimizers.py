@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from hpo.training.optimizers import OPTIMIZERS, RULES, state_bytes_per_parameter_byte
+
+TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_names_and_defaults_are_those_of_torch(name: str) -> None:
+    theirs = inspect.signature(TORCH[name]).parameters
+    for parameter in list(inspect.signature(OPTIMIZERS[name]).parameters.values())[1:]:
+        assert parameter.default == theirs[parameter.name].default
+        assert RULES[parameter.name].holds(parameter.default)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_are_those_of_torch(name: str) -> None:
+    def trained(make: object, **settings: object) -> torch.Tensor:
+        parameter = torch.nn.Parameter(torch.arange(6.0))
+        optimizer = make([parameter], lr=0.1, **settings)  # type: ignore[operator]
+        for _ in range(3):
+            optimizer.zero_grad()
+            (parameter**2).sum().backward()
+            optimizer.step()
+        return parameter.detach()
+
+    torch.testing.assert_close(trained(OPTIMIZERS[name]), trained(TORCH[name], fused=False, foreach=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "ratio"),
+    [("adam", {}, 2), ("adamw", {}, 2), ("adam", {"amsgrad": True}, 3), ("sgd", {}, 0), ("sgd", {"momentum": 0.9}, 1)],
+)
+def test_state_is_measured(name: str, settings: dict[str, object], ratio: float) -> None:
+    assert state_bytes_per_parameter_byte(OPTIMIZERS[name], settings) == ratio

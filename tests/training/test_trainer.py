@@ -1,0 +1,121 @@
+"""The loop, with a task that has nothing to do with images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from hpo.errors import CheckpointError
+from hpo.protocols import Trainer
+from tests.training.contract import TrainerContract, saved
+from tests.training.fresh import trainer_of
+from tests.training.line import Line, LineFit
+
+LINE = "tests.training.line:LineFit"
+FAST = {"lr": 0.1, "batch_size": 8, "optimizer": "sgd"}
+
+
+class TestLineFit(TrainerContract):
+    task = LINE
+    config: ClassVar = {"lr": 0.05, "batch_size": 8, "dropout": 0.1, "betas": (0.8, 0.99)}
+    other_config: ClassVar = {"lr": 0.5, "batch_size": 16, "optimizer": "sgd"}
+    metric = "val_loss"
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Trainer:
+    return trainer_of(LINE, metric="val_loss", cache_dir=str(tmp_path))
+
+
+def test_training_learns_the_line(line: Trainer) -> None:
+    line.begin({**FAST, "lr": 0.3}, seed=0)
+    losses = [line.step().metrics["val_loss"] for _ in range(20)]
+    assert losses[-1] < 0.02 < losses[0]
+
+
+def test_a_loss_that_is_no_number_is_reported_and_never_best(line: Trainer, tmp_path: Path) -> None:
+    line.begin({**FAST, "lr": 1e30}, seed=0)
+    steps = [line.step() for _ in range(2)]
+    assert math.isnan(steps[-1].metrics["val_loss"])
+    line.save(tmp_path / "nan.pt")
+    assert saved(tmp_path / "nan.pt")["best"] == {"step": 0, "score": None, "model": None}
+    assert math.isnan(line.test(tmp_path / "nan.pt")["test_loss"])
+
+
+def test_validation_loss_compares_configurations_that_train_differently(line: Trainer) -> None:
+    line.begin({**FAST, "lr": 1e-30, "power": 1.0}, seed=0)
+    absolute = line.step().metrics
+    line.begin({**FAST, "lr": 1e-30}, seed=0)
+    squared = line.step().metrics
+    assert absolute["val_loss"] == squared["val_loss"]
+    assert absolute["train_loss"] != squared["train_loss"]
+
+
+def test_an_error_of_the_model_passes_through_and_the_next_trial_is_well(line: Trainer) -> None:
+    line.begin({**FAST, "broken": True}, seed=0)
+    with pytest.raises(RuntimeError, match="the model is broken"):
+        line.step()
+    line.begin(FAST, seed=0)
+    assert line.step().epoch == 1
+
+
+def test_the_learning_rate_is_reported(line: Trainer) -> None:
+    line.begin(FAST, seed=0)
+    assert line.step().lr == 0.1
+
+
+def test_a_checkpoint_of_changed_code_is_an_error(
+    line: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.begin(FAST, seed=0)
+    line.save(tmp_path / "old.pt")
+    before = Line.__init__
+
+    def renamed(self: Line, in_features: int, *, dropout: float = 0.0) -> None:
+        before(self, in_features, dropout=dropout)
+        self.more = torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(Line, "__init__", renamed)
+    line.begin(FAST, seed=0)
+    with pytest.raises(
+        CheckpointError, match=r"old\.pt: the checkpoint does not fit the model .*more.weight.*\n.*code has changed"
+    ):
+        line.load(tmp_path / "old.pt")
+    with pytest.raises(CheckpointError, match=r"does not fit the model"):
+        line.test(tmp_path / "old.pt")
+
+
+def test_low_precision_computes_in_bfloat16_and_keeps_float32_weights(line: Trainer, tmp_path: Path) -> None:
+    def losses(precision: str) -> float:
+        line.begin({**FAST, "precision": precision}, seed=0)
+        return line.step().metrics["val_loss"]
+
+    assert losses("auto") == losses("float32")
+    assert losses("bfloat16") != losses("float32")
+    assert losses("bfloat16") == pytest.approx(losses("float32"), rel=0.1)
+    line.save(tmp_path / "a.pt")
+    assert {weight.dtype for weight in saved(tmp_path / "a.pt")["model"].values()} == {torch.float32}
+
+
+def test_frozen_parameters_are_left_alone(tmp_path: Path) -> None:
+    line = trainer_of("tests.training.test_trainer:frozen_bias", metric="val_loss", cache_dir=str(tmp_path))
+    line.begin(FAST, seed=0)
+    line.save(tmp_path / "0.pt")
+    line.step()
+    line.save(tmp_path / "1.pt")
+    before, after = saved(tmp_path / "0.pt")["model"], saved(tmp_path / "1.pt")["model"]
+    assert torch.equal(before["layer.bias"], after["layer.bias"])
+    assert not torch.equal(before["layer.weight"], after["layer.weight"])
+
+
+def frozen_bias() -> LineFit:
+    def model(in_features: int) -> Line:
+        made = Line(in_features)
+        made.layer.bias.requires_grad_(False)
+        return made
+
+    return LineFit(model=model)
