@@ -71,10 +71,10 @@ main.add_command(run_command)
 def runs(results: str, style: str) -> None:
     """List the runs in the store, newest first."""
     query = """
-        SELECT r.run_id, r.experiment, r.state, r.started_at, count(t.trial) AS trials, r.dataset,
-               CASE r.mode WHEN 'min' THEN -max(t.best_score) ELSE max(t.best_score) END AS best, r.goal
-        FROM runs r LEFT JOIN trials t ON t.run_id = r.run_id
-        GROUP BY ALL ORDER BY r.started_at DESC"""
+        WITH best AS (SELECT run_id, count(*) AS trials, max(best_score) AS score FROM trials GROUP BY run_id)
+        SELECT run_id, experiment, state, started_at, coalesce(trials, 0) AS trials, dataset,
+               CASE mode WHEN 'min' THEN -score ELSE score END AS best, goal
+        FROM runs LEFT JOIN best USING (run_id) ORDER BY started_at DESC"""
     show(Store(Path(results)).sql(query), style)
 
 
@@ -85,7 +85,9 @@ def runs(results: str, style: str) -> None:
 @_FORMAT
 def best(run: str, limit: int, results: str, style: str) -> None:
     """Show the best trials of RUN, with their configurations."""
-    show(Store(Path(results)).best(run, limit=limit), style)
+    store = Store(Path(results))
+    trials = store.best(run, limit=limit)
+    show(_for_people(trials, store.find_run(run)) if style == "table" else trials, style)
 
 
 @main.command()
@@ -145,6 +147,21 @@ def tensorboard(run: str, port: int, results: str) -> None:
     folder = _paths(run, results).tensorboard
     words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
     sys.exit(subprocess.call(words))
+
+
+def _for_people(trials: pa.Table, run: dict[str, Any]) -> pa.Table:
+    """The columns that fit a screen, the goal with its own sign, hyper-parameters that all have in common left out."""
+    sign = -1.0 if run["mode"] == "min" else 1.0
+    columns: dict[str, Any] = {
+        "trial": trials["trial"],
+        run["goal"]: [None if score is None else sign * score for score in trials["best_score"].to_pylist()],
+        "epochs": trials["epochs"],
+        "state": trials["state"],
+    }
+    for name in trials.column_names:
+        if name.startswith("hp_") and (len(set(trials[name].to_pylist())) > 1 or trials.num_rows == 1):
+            columns[name.removeprefix("hp_")] = trials[name]
+    return pa.table(columns)
 
 
 def _paths(run: str, results: str) -> RunPaths:

@@ -209,7 +209,7 @@ class Experiment:
         if name not in self.space and name not in self.fixed:
             self._check_known(name, value)
         space = {key: domain for key, domain in self.space.items() if key != name}
-        return replace(self, space=space, fixed={**self.fixed, name: value})
+        return replace(self, space=_still_possible(space, name, value), fixed={**self.fixed, name: value})
 
     def _parts(self) -> dict[str, Declared]:
         parts: tuple[Declared | None, ...] = (*self.policies, self.search)
@@ -296,6 +296,20 @@ def _frozen(value: Any) -> Any:
 def _placed(experiment: Experiment, error: ExperimentError) -> ExperimentError:
     """The error, its hyper-parameter named by where the user wrote it."""
     return ExperimentError(error.problem, where=experiment._where(error.where), remedy=error.remedy)
+
+
+def _still_possible(space: Mapping[str, Domain], name: str, value: Any) -> dict[str, Domain]:
+    """The domains whose conditions can be met with `name` at `value`."""
+    kept = dict(space)
+    for key, domain in space.items():
+        if any(parent == name and value not in wanted for parent, wanted in domain.condition):
+            kept.pop(key)
+    gone = set(space) - set(kept)
+    while late := [key for key, domain in kept.items() if any(parent in gone for parent, _ in domain.condition)]:
+        gone.update(late)
+        for key in late:
+            kept.pop(key)
+    return kept
 
 
 def _parents(space: Space, domain: Domain) -> dict[str, Any]:

@@ -217,7 +217,9 @@ def is_value(value: object) -> bool:
     """Whether the store can hold `value` in a configuration: a JSON scalar, or a tuple of such."""
     if isinstance(value, tuple):
         return all(is_value(part) for part in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (bool, int, str))
 
 
 def uniform(low: float, high: float) -> Uniform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -52,15 +53,19 @@ TURNS = st.lists(_TURN, min_size=1, max_size=12) | st.lists(_TURN, min_size=25, 
 
 SEEDS = st.integers(0, 2**63 - 1)
 NAMES = st.text("abcdefgh_", min_size=1, max_size=4)
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5))
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5)
+)
 VALUES = st.one_of(SCALARS, st.tuples(SCALARS, SCALARS))
+
+Number = TypeVar("Number", int, float)
 
 _REALS = st.floats(-1e299, 1e299)
 _WHOLES = st.integers(-(10**6), 10**6)
 
 
 @st.composite
-def ordered(draw: st.DrawFn, ends: st.SearchStrategy[float]) -> tuple[float, float]:
+def ordered(draw: st.DrawFn, ends: st.SearchStrategy[Number]) -> tuple[Number, Number]:
     """Two different numbers, the smaller first."""
     low, high = sorted(draw(st.lists(ends, min_size=2, max_size=2, unique=True)))
     return low, high
@@ -96,7 +101,8 @@ def _spaces(draw: st.DrawFn, domains: st.SearchStrategy[Domain]) -> dict[str, Do
     for name in names:
         domain = draw(domains)
         parents = [(parent, choices) for parent, choices in space.items() if isinstance(choices, Choice)]
-        if parents and draw(st.booleans()):
+        waits = draw(st.booleans())
+        if parents and waits:
             parent, choices = draw(st.sampled_from(parents))
             domain = domain.when(**{parent: draw(st.lists(st.sampled_from(choices.values), min_size=1))})
         space[name] = domain

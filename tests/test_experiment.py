@@ -95,6 +95,17 @@ class TestOverrides:
         assert not changed.space
         assert changed.per_trial.gpus == 0
 
+    def test_fixing_a_parent_drops_what_can_no_longer_be(self) -> None:
+        space = {
+            "say": choice("a", "b"),
+            "x": uniform(0, 1).when(say=["a"]),
+            "sleep_s": uniform(0, 1).when(say="b"),
+            "nan_at": choice(1, 2).when(sleep_s=[0.5]),
+        }
+        changed = experiment(space=space).with_overrides({"say": "a"}, source="--set")
+        changed.check()
+        assert list(changed.space) == ["x"]
+
     @pytest.mark.parametrize(
         ("name", "message"),
         [

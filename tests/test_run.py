@@ -128,11 +128,11 @@ class TestRuns:
 
     @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
     def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(self, study: Path, how: signal.Signals) -> None:
-        slow = ("--set", "sleep_s=0.3", "--trials", "4")
+        slow = ("--set", "sleep_s=0.4", "--set", "asha.grace=9", "--trials", "8")
         driver = self.start(study, *slow)
         assert driver.stdout is not None
         for line in driver.stdout:
-            if "epochs/s" in line or "stopped: rung" in line:
+            if "completed: all" in line:
                 break
         driver.send_signal(how)
         out, _ = driver.communicate(timeout=120)

@@ -130,6 +130,8 @@ def test_single_list_is_read_as_the_values() -> None:
         (True, True),
         (3, True),
         (0.5, True),
+        (float("inf"), False),
+        (float("nan"), False),
         ("adam", True),
         ((), True),
         (("crop", ("flip", 2)), True),
@@ -226,11 +228,11 @@ WRONG = [
     (choice(), r"no values are given\n  name at least one value"),
     (choice([]), r"no values are given"),
     (
-        choice(1, len),
+        choice(1, len),  # type: ignore[arg-type]
         r"<built-in function len> is a builtin_function_or_method, which the store cannot hold\n  use num",
     ),
     (choice([1], [2]), r"\[1\] is a list, which the store cannot hold"),
-    (choice(({"a": 1},), 2), r"\(\{'a': 1\},\) is a tuple, which the store cannot hold\n  use numbers"),
+    (choice(({"a": 1},), 2), r"\(\{'a': 1\},\) is a tuple, which the store cannot hold\n  use numbers"),  # type: ignore[arg-type]
     (choice(("crop", ["flip"]), ("crop",)), r"\('crop', \['flip'\]\) is a tuple, which the store cannot hold"),  # type: ignore[arg-type]
     (choice("a", "b", "a"), r"'a' is named twice\n  name each value once"),
     (grid(1, 1), r"1 is named twice"),

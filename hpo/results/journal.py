@@ -227,7 +227,7 @@ def read_segments(paths: RunPaths, numbers: Sequence[int]) -> tuple[list[Entry],
 
     Args:
         paths: Files of the run.
-        numbers: The segments, ascending; from the first one on where it begins with 1.
+        numbers: The segments, ascending.
 
     Raises:
         StoreError: One is damaged, or entries between them are missing.
@@ -237,9 +237,10 @@ def read_segments(paths: RunPaths, numbers: Sequence[int]) -> tuple[list[Entry],
     for number in numbers:
         path = paths.segment(number)
         segment = read_segment(path, live=number == numbers[-1])
-        if entries and segment.entries and segment.entries[0].seq != entries[-1].seq + 1:
+        before = entries[-1].seq if entries else 0
+        if segment.entries and segment.entries[0].seq != before + 1 and (entries or number == 1):
             raise StoreError(
-                f"begins with entry {segment.entries[0].seq}, but the one before ends with {entries[-1].seq}",
+                f"begins with entry {segment.entries[0].seq}, but the one before ends with {before}",
                 where=str(path),
                 remedy="bring the journal's missing files back from a copy",
             )

@@ -31,6 +31,7 @@ HEAD: bytes = SCHEMA.serialize().to_pybytes()
 """How every segment begins."""
 _MARK = b"\xff\xff\xff\xff"  # how every message of an IPC stream begins, at a multiple of 8 bytes
 _LEN_EOS = 8
+_DAMAGED = (pa.ArrowException, OSError, ValueError, TypeError)  # what bytes that are no stream make Arrow raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,10 @@ def read_segment(path: Path, *, live: bool = False) -> Segment:
         StoreError: Damage that no crash of ours makes: in the middle, or in a segment that was closed.
     """
     data = path.read_bytes()
-    entries, offset = _read_whole(data, path)
+    entries, last, offset = _read_whole(data, path)
     if offset == len(data):
         return Segment(entries, None)
-    if not live or _is_whole_somewhere(data, offset):
+    if not live or _is_whole_after(data, last):
         raise StoreError(
             f"is damaged at offset {offset}, before its end",
             where=str(path),
@@ -128,41 +129,48 @@ def read_segment(path: Path, *, live: bool = False) -> Segment:
     return Segment(entries, Torn(path, offset, len(data) - offset))
 
 
-def _read_whole(data: bytes, path: Path) -> tuple[list[Entry], int]:
-    """The entries of the whole batches, and where the first one that is not whole begins."""
+def _read_whole(data: bytes, path: Path) -> tuple[list[Entry], int, int]:
+    """The entries of the whole batches, where the last of these begins, and where it ends."""
     source = pa.BufferReader(data)
     entries: list[Entry] = []
+    last = offset = 0
     try:
         reader = pa.ipc.open_stream(source)
-    except (pa.ArrowInvalid, OSError):
-        return entries, 0
-    check_version(reader.schema.metadata, path)
-    offset = source.tell()
-    while (batch := _next_batch(reader)) is not None:
-        entries += batch
-        offset = source.tell()
-    return entries, offset
+        check_version(reader.schema.metadata, path)
+        begins = source.tell()
+        while (batch := _next_batch(reader)) and (not entries or batch[0].seq == entries[-1].seq + 1):
+            entries += batch
+            last, begins = begins, source.tell()
+            offset = begins
+    except _DAMAGED:
+        pass
+    return entries, last, offset
 
 
-def _next_batch(reader: Any) -> list[Entry] | None:
-    """The entries of the next batch; None where there is no whole one."""
+def _next_batch(reader: Any) -> list[Entry]:
+    """The entries of the next batch; nothing where there is no whole one."""
     try:
         batch, metadata = reader.read_next_batch_with_custom_metadata()
         batch.validate(full=True)
         columns = [column.to_pylist() for column in batch.columns]
-        if metadata is None or metadata.get(b"crc32") != str(_checksum(columns)).encode():
-            return None
+        if batch.schema != SCHEMA or (metadata or {}).get(b"crc32") != str(_checksum(columns)).encode():
+            return []
         details = json.loads(f"[{','.join(columns[-1])}]")  # at once: equal keys become one string
         return [Entry(*row) for row in zip(*columns[:-1], details, strict=True)]
-    except (StopIteration, pa.ArrowException, OSError, ValueError, TypeError):
-        return None
+    except (StopIteration, *_DAMAGED):
+        return []
 
 
-def _is_whole_somewhere(data: bytes, offset: int) -> bool:
-    """Whether a whole batch comes after the broken one: then that one had been synced before."""
-    at = data.find(_MARK, offset + 1)
+def _is_whole_after(data: bytes, last: int) -> bool:
+    """Whether a whole batch comes after what is broken, which then had been synced and is not torn but damaged.
+
+    Args:
+        data: The file.
+        last: Where the last whole batch begins: a damaged length in it may have passed over the next one.
+    """
+    at = data.find(_MARK, last + 1)
     while at != -1:
-        if at % 8 == 0 and _next_batch(pa.ipc.open_stream(pa.BufferReader(HEAD + data[at:]))) is not None:
+        if at % 8 == 0 and _next_batch(pa.ipc.open_stream(pa.BufferReader(HEAD + data[at:]))):
             return True
         at = data.find(_MARK, at + 1)
     return False

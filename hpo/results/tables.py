@@ -54,7 +54,9 @@ EVENTS = pa.schema(
     ]
 )
 
-_FROM_DETAIL = [name for name in REPORTS.names if name not in {"run_id", "trial", "attempt", "step", "happened_at", "seq"}]
+_FROM_DETAIL = [
+    name for name in REPORTS.names if name not in {"run_id", "trial", "attempt", "step", "happened_at", "seq"}
+]
 
 
 def metric_column(name: str) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from hpo.errors import ExperimentError
 from hpo.protocols import Dataset, Setting
 from hpo.training.data import ImageData, Located
-from hpo.training.images import ImageSource, given_by_images
+from hpo.training.images import ImageSettings, ImageSource, given_by_images
 from hpo.training.learning import Tally
 from hpo.training.rules import Rule, number
 from hpo.training.supervised import SupervisedTask
@@ -51,6 +51,10 @@ class Classification(SupervisedTask):
     @property
     def measures(self) -> tuple[str, ...]:
         return ("loss", "accuracy", "precision", "recall")
+
+    @property
+    def data_settings(self) -> type[ImageSettings]:
+        return ImageSettings
 
     def loss(self, outputs: Tensor, targets: Tensor, *, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
         # Checked here because a GPU that meets a target out of range is lost to its process.

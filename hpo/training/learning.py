@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, device, nn
 from torch.optim import Optimizer
@@ -23,26 +23,22 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Settings = TypeVar("Settings", bound=DataSettings)
 
 
-class Stream(ABC):
+class Stream(Protocol):
     """The training samples of one trial: each iteration is one epoch, drawn anew.
 
     Law: from the same `state()` it goes on with the same batches, bit for bit.
     """
 
     @property
-    @abstractmethod
     def num_samples(self) -> int:
         """Samples of one epoch."""
 
-    @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the next epoch."""
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Tensors and plain containers that the epochs to come depend on; taken between two epochs."""
 
-    @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
 

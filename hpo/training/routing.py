@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,11 +46,13 @@ class Part:
     ) -> Part:
         """The part that is built by `target`: a class, a function, or a `functools.partial` of one.
 
-        A parameter without a rule must be what its annotation says, where that is int, float, bool or str.
+        A parameter without a rule must be what its annotation says, where that is int, float, bool or str. What a
+        partial has bound is not given a second time.
         """
         parameters = inspect.signature(target).parameters.values()
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        own = [p for p in named if p.name not in set(given)]
+        bound = target.keywords if isinstance(target, functools.partial) else {}
+        own = [p for p in named if p.name not in set(given) or p.name in bound]
         return cls(
             name=name,
             shown=shown or name,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hpo.training.rules import Rule, integer, number, one_of
+from hpo.training.rules import Rule, flag, integer, number, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class LoopSettings:
     Attributes:
         batch_size: Samples of one optimizer step.
         epochs: The trial is finished after so many; None: it ends when a policy says so.
+        channels_last: Lay images and convolutions out with their channels last, which is faster; a model that uses
+            `view` on images may need it off.
         precision: Of the model's arithmetic; weights stay float32. "auto" is bfloat16 on a GPU that computes in
             it, float32 elsewhere.
     """
@@ -44,9 +46,11 @@ class LoopSettings:
     rules: ClassVar[Mapping[str, Rule]] = {
         "batch_size": integer(128, least=1),
         "epochs": integer(27, least=1).or_none(),
+        "channels_last": flag(),
         "precision": one_of("auto", "float32", "bfloat16"),
     }
 
     batch_size: int = 128
     epochs: int | None = None
+    channels_last: bool = True
     precision: str = "auto"

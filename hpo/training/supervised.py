@@ -146,8 +146,11 @@ class SupervisedTask(Task, Learning):
 
     @functools.cached_property
     def _routing(self) -> Routing:
-        shown = getattr(self.model, "__name__", type(self.model).__name__)
-        rules = getattr(self.model, "rules", None)
+        named = self.model
+        while isinstance(named, functools.partial):
+            named = named.func
+        shown = getattr(named, "__name__", type(named).__name__)
+        rules = getattr(named, "rules", None)
         return Routing(
             parts=(
                 Part.of("model", self.model, shown=shown, rules=rules, given=self.gives),

@@ -34,7 +34,13 @@ def entry(seq: int, kind: str, *, trial: int | None = None, step: int | None = N
 
 
 def train(
-    store: RunStore, trial: int, scores: list[float], *, config: Mapping[str, Any], end: str = "completed", **more: float
+    store: RunStore,
+    trial: int,
+    scores: list[float],
+    *,
+    config: Mapping[str, Any],
+    end: str = "completed",
+    **more: float,
 ) -> None:
     """Append a trial's whole life."""
     store.append("proposed", trial=trial, detail={"config": config, "seed": trial})

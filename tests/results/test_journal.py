@@ -129,7 +129,9 @@ def test_a_missing_segment_is_an_error(paths):
             journal.append("x")
             journal.rotate()
     paths.segment(2).unlink()
-    with pytest.raises(StoreError, match=r"000003.arrow: begins with entry 3, but the one before ends with 1\n.*from a copy"):
+    with pytest.raises(
+        StoreError, match=r"000003.arrow: begins with entry 3, but the one before ends with 1\n.*from a copy"
+    ):
         Journal.open(paths)
 
 

@@ -1,4 +1,3 @@
-import os
 import re
 
 import pytest
@@ -60,7 +59,7 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     write_atomically(path, b"old")
     write_atomically(path, "nöw")
     assert path.read_text(encoding="utf-8") == "nöw"
-    assert os.listdir(path.parent) == ["file"]
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
 
 
 def test_what_cannot_be_written_leaves_the_old(tmp_path):
@@ -70,4 +69,4 @@ def test_what_cannot_be_written_leaves_the_old(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(StoreError, match=r"folder: cannot be written: Is a directory"):
         write_atomically(tmp_path / "folder", "new")
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]

@@ -27,7 +27,8 @@ def tell(judge: Judge, told: Told) -> Answer:
     if isinstance(told, Report):
         return judge.on_report(told)
     if isinstance(told, Ended):
-        return judge.on_end(told)
+        judge.on_end(told)
+        return None
     return judge.promote()
 
 

@@ -17,7 +17,7 @@ from hpo.errors import ExperimentError
 from hpo.protocols import Trainer
 from hpo.training import Classification
 from hpo.training.classification import ConfusionTally
-from hpo.training.data import Digits
+from hpo.training.data import Digits, ImageFolder
 from hpo.training.models import ConvNet, Mlp
 from tests.training.contract import TrainerContract
 from tests.training.fresh import trainer_of
@@ -136,13 +136,22 @@ def test_every_hyper_parameter_has_its_taker() -> None:
 
 
 def test_a_model_that_is_a_module_is_an_error() -> None:
-    with pytest.raises(ExperimentError, match=r"model: Flatten\(.*\) is not something that builds a model\n  give the class"):
+    with pytest.raises(
+        ExperimentError, match=r"model: Flatten\(.*\) is not something that builds a model\n  give the class"
+    ):
         Classification(model=nn.Flatten(), data=Digits()).check()
 
 
 def test_a_model_without_a_signature_is_an_error() -> None:
-    with pytest.raises(ExperimentError, match=r"model: <class 'dict'> does not say which arguments it takes\n  wrap it"):
+    with pytest.raises(
+        ExperimentError, match=r"model: <class 'dict'> does not say which arguments it takes\n  wrap it"
+    ):
         Classification(model=dict, data=Digits()).check()  # type: ignore[arg-type]
+
+
+def test_a_wrong_setting_of_the_data_is_an_error() -> None:
+    with pytest.raises(ExperimentError, match=r"data\.size: 0 is not an integer"):
+        Classification(model=ConvNet, data=ImageFolder("photos", size=0)).check()
 
 
 def test_data_that_are_no_images_are_an_error() -> None:
@@ -153,12 +162,22 @@ def test_data_that_are_no_images_are_an_error() -> None:
 def test_outputs_of_another_shape_are_an_error(tmp_path: Path) -> None:
     trainer = trainer_of(f"{__name__}:seven_outputs", metric="val_loss", cache_dir=str(tmp_path))
     trainer.begin({}, seed=0)
-    with pytest.raises(ExperimentError, match=r"model: its outputs have shape \(128, 7\), not .* = \(128, 10\)\n  let its"):
+    with pytest.raises(
+        ExperimentError, match=r"model: its outputs have shape \(128, 7\), not .* = \(128, 10\)\n  let its"
+    ):
         trainer.step()
 
 
 def seven_outputs() -> Classification:
     return Classification(model=functools.partial(Mlp, num_classes=7), data=Digits())
+
+
+def test_a_partial_keeps_the_rules_and_the_name_of_its_model() -> None:
+    task = Classification(model=functools.partial(ConvNet, filters=(8,)), data=Digits())
+    with pytest.raises(ExperimentError, match=r"dropout: 1\.5 is not"):
+        task.check_config({"dropout": 1.5})
+    with pytest.raises(ExperimentError, match=r"in_channels: ConvNet gets it"):
+        task.check_config({"in_channels": 3})
 
 
 # --- models ---
@@ -225,7 +244,9 @@ class TestOnGpu:
     def trainer(self, tmp_path: Path) -> Trainer:
         return trainer_of(f"{__name__}:small_net", metric="val_accuracy", cache_dir=str(tmp_path), device="cuda")
 
-    def test_digits_are_learnt_and_the_trial_goes_on_from_its_checkpoint(self, trainer: Trainer, tmp_path: Path) -> None:
+    def test_digits_are_learnt_and_the_trial_goes_on_from_its_checkpoint(
+        self, trainer: Trainer, tmp_path: Path
+    ) -> None:
         config = {"filters": (16, 32), "lr": 1e-2, "batch_size": 64, "dropout": 0.1}
         trainer.begin(config, seed=0)
         steps = [trainer.step() for _ in range(5)]

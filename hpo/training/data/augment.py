@@ -10,7 +10,7 @@ from torch import Tensor
 from hpo.errors import ExperimentError
 
 AUGMENTATIONS = ("crop", "flip")
-"""Names for `augment=(…)`: crop shifts by up to an eighth of the side and mirrors the gap; flip swaps left and right."""
+"""Names for `augment=(…)`: crop shifts by up to an eighth of the side and mirrors the gap; flip swaps left, right."""
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -34,8 +34,8 @@ class Cifar10(ImageData):
     """CIFAR-10, looked for in the folder given by the user, else `$HPO_DATA`, else `./data`, and nowhere else.
 
     In this order: class folders `{train,test}/<class>/*.jpg|png`, there or in a folder `cifar10*`; the same in an
-    archive `*cifar10*.tar[.gz|.xz]`; the Python batches `cifar-10-batches-py`, or their archive. What is found must be whole:
-    a part of it that is cut off or missing is an error. When there is nothing, torchvision downloads it to there.
+    archive `*cifar10*.tar[.gz|.xz]`; the Python batches `cifar-10-batches-py`, or their archive. What is found must be
+    whole: a part of it that is cut off or missing is an error. If there is nothing, torchvision downloads it to there.
 
     Attributes:
         otherwise: Used instead, in one loud line, where CIFAR-10 is neither there nor to be downloaded.

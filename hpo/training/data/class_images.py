@@ -47,7 +47,7 @@ class ClassImages(Source):
         for part in PARTS:
             files = self.listing.files[part]
             decode_all(
-                [Encoded(self.listing.place(*file[:3]), labels[file.class_name]) for file in files],
+                [Encoded(self.listing.place(*file[:3]), labels[file.class_name], file.size) for file in files],
                 read=_by_number(files, read),
                 fit=fit,
                 out_images=writer.array(f"{part}_images", (len(files), fit.height, fit.width, 3)),

@@ -22,15 +22,17 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _DEEP_MODES = ("I", "F")
-# Long enough that threads do not take turns after every tiny image, which costs half of their speed.
 _CHUNK = 256
+# Decoding a thumbnail is mostly Python: below this, threads wait for each other's lock and two take longer than one.
+_WORTH_A_THREAD_BYTES = 16 * 1024
 
 
 class Encoded(NamedTuple):
-    """One image file: where it is, for people, and its label."""
+    """One image file: where it is, for people; its label; its size in bytes."""
 
     where: str
     label: int
+    size: int
 
 
 class Fit(NamedTuple):
@@ -94,11 +96,11 @@ def decode_all(
 
     def decode_chunk(start: int) -> None:
         for number in range(start, min(start + _CHUNK, len(images))):
-            where, label = images[number]
+            where, label, _ = images[number]
             out_images[number] = pixels_of(read(number), where=where, fit=fit)
             out_labels[number] = label
 
-    with ThreadPoolExecutor(_num_cores(), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(_num_threads(images), thread_name_prefix="decode") as pool:
         chunks = [pool.submit(decode_chunk, start) for start in range(0, len(images), _CHUNK)]
         try:
             for chunk in chunks:
@@ -122,5 +124,7 @@ def read_file(path: Path) -> bytes:
         ) from error
 
 
-def _num_cores() -> int:
+def _num_threads(images: Sequence[Encoded]) -> int:
+    if sum(image.size for image in images) < len(images) * _WORTH_A_THREAD_BYTES:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,94 @@
+"""Images as the training loop wants them: on the device, split, shuffled and augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpo.errors import DataError
+from hpo.training.data import Images
+from hpo.training.data.augment import AUGMENTATIONS
+from hpo.training.data.batches import Batches, DeviceImages, InOrder
+from hpo.training.data.split import Split, stratified_split, subset
+from hpo.training.learning import Batch, Source, Stream
+from hpo.training.rules import Rule, one_of, several
+from hpo.training.settings import DataSettings
+
+_MEASURED_AT_ONCE = {"cpu": 128, "cuda": 2048}
+"""Images in a batch that is not trained on: what fills a GPU; on a CPU, what its caches hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(DataSettings):
+    """Which of the images a trial sees, and how.
+
+    Attributes:
+        augment: What happens to an image at random each time it is trained on: "crop", "flip".
+    """
+
+    rules: ClassVar[Mapping[str, Rule]] = {
+        **DataSettings.rules,
+        "augment": several(one_of(*AUGMENTATIONS), example=AUGMENTATIONS),
+    }
+
+    augment: tuple[str, ...] = ()
+
+
+def given_by_images(image_shape: tuple[int, int, int], *, num_classes: int) -> dict[str, Any]:
+    """What a model may ask for, of images of (height, width, channels); a side stands for two that are equal."""
+    height, width, channels = image_shape
+    return {
+        "in_channels": channels,
+        "in_features": height * width * channels,
+        "image_size": height if height == width else (height, width),
+        "num_classes": num_classes,
+    }
+
+
+class ImageSource(Source[ImageSettings]):
+    """The images of a data set on a device; the last split is kept, for most trials of a study share it."""
+
+    def __init__(self, images: Images, *, device: torch.device) -> None:
+        self._images, self._device = images, device
+        self._train_part = DeviceImages.train_part(images, device=device)
+        self._measured_at_once = _MEASURED_AT_ONCE[device.type]
+        self._last: tuple[tuple[object, ...], Split] | None = None
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        return given_by_images(self._train_part.image_shape, num_classes=len(self._images.classes))
+
+    def training(self, settings: ImageSettings, *, batch_size: int, seed: int) -> Stream:
+        indices = self._parts(settings).train_indices
+        return Batches(self._train_part, indices=indices, batch_size=batch_size, augment=settings.augment, seed=seed)
+
+    def validation(self, settings: ImageSettings) -> Iterable[Batch]:
+        indices = self._parts(settings).val_indices
+        return InOrder(self._train_part, indices=indices, batch_size=self._measured_at_once)
+
+    def testing(self) -> Iterable[Batch]:
+        if not len(self._images.test_labels):
+            raise DataError(
+                "the data set has no test part", where="test", remedy="add test/<class>/ beside train/<class>/"
+            )
+        part = DeviceImages.test_part(self._images, device=self._device)
+        return InOrder(part, batch_size=self._measured_at_once)
+
+    def _parts(self, settings: ImageSettings) -> Split:
+        key = (settings.train_ratio, settings.train_samples, settings.split_seed)
+        if self._last is None or self._last[0] != key:
+            self._last = key, _split(self._images.train_labels, settings)
+        return self._last[1]
+
+
+def _split(labels: NDArray[np.int64], settings: ImageSettings) -> Split:
+    split = stratified_split(labels, train_ratio=settings.train_ratio, seed=settings.split_seed)
+    if settings.train_samples is None:
+        return split
+    train = subset(split.train_indices, labels=labels, num_samples=settings.train_samples, seed=settings.split_seed)
+    return replace(split, train_indices=train)
