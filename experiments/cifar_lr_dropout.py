@@ -17,5 +17,11 @@ experiment = Experiment(
     trials=64,
     policy=[Asha(max_epochs=27), Patience(6)],
     per_trial=PerTrial(gpus=1),
-    quick={"trials": 16, "asha.max_epochs": 9, "train_samples": 5000},
+    quick={
+        "trials": 16,
+        "asha.max_epochs": 9,
+        "train_samples": 2000,
+        "val_samples": 1000,
+        "filters": (32, 32, 64, 64, 128),
+    },
 )

@@ -45,6 +45,8 @@ def tell_ray(*, slots: int | None = None) -> None:
     """Set the environment that Ray reads; what a user has set stays."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Tune's last words are of files that nothing here writes, and of trials whose failures the study knows.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if slots is not None:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(slots, 1))
 

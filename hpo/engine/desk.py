@@ -13,6 +13,9 @@ from hpo.engine.trial_actor import Saved, Trained
 from hpo.trial import GoOn, Pause, Stop
 
 
+ATTEMPTS_IN_VAIN = 6
+
+
 class Watcher(Protocol):
     """Sees what happens; the engine itself prints nothing."""
 
@@ -56,6 +59,7 @@ class Desk:
         self._wanted: set[tuple[int, int]] = set()
         self._pausing: set[int] = set()
         self._looked = 0.0
+        self._num_in_vain = 0
 
     # --- leases ---
 
@@ -112,8 +116,15 @@ class Desk:
             self.study.forget_checkpoint(lease.trial)
         retry = self.study.failed(lease.trial, cause=cause, message=message, traceback=trace)
         self.keeper.sweep()
+        self._give_up_where_nothing_works(message)
         after = "tries again" if retry else "failed"
         self.watcher.happened(f"trial {lease.trial} {after}: {cause}: {message.splitlines()[0] if message else ''}")
+
+    def _give_up_where_nothing_works(self, message: str) -> None:
+        """End a run none of whose first attempts got through a single step: the fault is not in the configurations."""
+        self._num_in_vain += 1
+        if self.num_steps == 0 and self._num_in_vain >= ATTEMPTS_IN_VAIN:
+            self.close_down(f"none of the first {self._num_in_vain} attempts got through a step; the last: {message}")
 
     # --- checkpoints ---
 

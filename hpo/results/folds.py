@@ -205,7 +205,7 @@ class RunFold:
         return changed
 
     def begin(self, at: float) -> None:
-        """The run is there, from Unix time `at` on."""
+        """The run is there from `at` on, in Unix seconds; its first `run_started` says it better."""
         self.row["started_at"] = microseconds(at)
 
     def _start(self, entry: Entry) -> None:
@@ -214,6 +214,8 @@ class RunFold:
         self.row.update(state="running", reason=None, finished_at=None)
         self.row["num_trials"] = detail.get("trials")
         self.row["versions"] = strict_json(detail.get("versions") or {})
+        if not detail.get("resumed"):
+            self.begin(entry.at)
 
     def table(self) -> pa.Table:
         """One row."""

@@ -80,7 +80,7 @@ class ImageSource(Source[ImageSettings]):
         return InOrder(part, batch_size=self._measured_at_once)
 
     def _parts(self, settings: ImageSettings) -> Split:
-        key = (settings.train_ratio, settings.train_samples, settings.split_seed)
+        key = (settings.train_ratio, settings.train_samples, settings.val_samples, settings.split_seed)
         if self._last is None or self._last[0] != key:
             self._last = key, _split(self._images.train_labels, settings)
         return self._last[1]
@@ -88,7 +88,14 @@ class ImageSource(Source[ImageSettings]):
 
 def _split(labels: NDArray[np.int64], settings: ImageSettings) -> Split:
     split = stratified_split(labels, train_ratio=settings.train_ratio, seed=settings.split_seed)
-    if settings.train_samples is None:
-        return split
-    train = subset(split.train_indices, labels=labels, num_samples=settings.train_samples, seed=settings.split_seed)
-    return replace(split, train_indices=train)
+
+    def at_most(num_samples: int | None, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        if num_samples is None:
+            return indices
+        return subset(indices, labels=labels, num_samples=num_samples, seed=settings.split_seed)
+
+    return replace(
+        split,
+        train_indices=at_most(settings.train_samples, split.train_indices),
+        val_indices=at_most(settings.val_samples, split.val_indices),
+    )

@@ -123,7 +123,7 @@ class Routing:
                 )
             if (rule := part.takes.get(name)) is not None:
                 rule.check(value, where=written)
-            routed[part.name][name] = tuple(value) if isinstance(value, list) else value
+            routed[part.name][name] = _without_lists(value)
         for part in parts:
             _check_complete(part, routed[part.name])
         return Routed({name: part.shown for name, part in chosen.items()}, routed)
@@ -169,6 +169,11 @@ class Routing:
         return ExperimentError(
             "no part takes it", where=name, remedy=f"{_did_you_mean(name, valid)}valid names: {', '.join(valid)}"
         )
+
+
+def _without_lists(value: Any) -> Any:
+    """The value as it was before it went through JSON."""
+    return tuple(map(_without_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_complete(part: Part, given: Mapping[str, Any]) -> None:

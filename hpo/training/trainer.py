@@ -195,6 +195,7 @@ class ModelTrainer(Trainer):
         """Set what a user's code may have changed since the last trial."""
         torch.set_num_threads(self._setting.num_threads)
         if self._device.type == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             torch.backends.cudnn.benchmark = True
             torch.set_float32_matmul_precision("high")
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -209,7 +210,7 @@ class ModelTrainer(Trainer):
     def _cast(self, recipe: Recipe) -> AbstractContextManager[object]:
         precision = recipe.loop.precision
         if precision == "auto":
-            low = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
+            low = self._device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             low = precision == "bfloat16"
         return torch.autocast(self._device.type, torch.bfloat16) if low else nullcontext()

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpo.errors import StoreError
-from hpo.results.journal import Journal
+from hpo.results.journal import Journal, read_entries
 from hpo.results.layout import RunPaths
 from tests.results.test_segment import JSON
 
@@ -50,6 +50,7 @@ def test_entries_come_back_in_order_with_their_clock(paths):
         first = journal.append("proposed", trial=0, detail={"config": {"lr": 0.1}})
         second = journal.append("note")
         assert (first.seq, first.at, second.seq, second.detail) == (1, 0.0, 2, {})
+    assert read_entries(paths) == [first, second]
     with Journal.open(paths) as journal:
         assert journal.recovered == [first, second]
         assert journal.append("note").seq == 3

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn import metrics
 from torch import Tensor, nn
 
-from hpo.errors import ExperimentError
-from hpo.protocols import Trainer
+from hpo.errors import DataError, ExperimentError
+from hpo.protocols import Setting, Trainer
 from hpo.training import Classification
 from hpo.training.classification import ConfusionTally
 from hpo.training.data import Digits, ImageFolder
@@ -94,6 +95,45 @@ def test_label_smoothing_is_in_the_training_loss_alone(digits: Trainer) -> None:
     plain, smooth = losses(0.0), losses(0.5)
     assert plain["val_loss"] == smooth["val_loss"]
     assert plain["train_loss"] != smooth["train_loss"]
+
+
+def test_a_model_that_views_images_trains_without_channels_last(tmp_path: Path) -> None:
+    trainer = trainer_of(f"{__name__}:viewing", metric="val_accuracy", cache_dir=str(tmp_path))
+    trainer.begin({"train_samples": 200, "channels_last": False}, seed=0)
+    assert trainer.step().epoch == 1
+    trainer.begin({"train_samples": 200}, seed=0)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        trainer.step()
+
+
+class Viewing(nn.Module):
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4, 3, padding=1)
+        self.linear = nn.Linear(4 * 64, num_classes)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.linear(self.conv(images_BCHW).view(len(images_BCHW), -1))
+
+
+def viewing() -> Classification:
+    return Classification(model=Viewing, data=Digits())
+
+
+def test_data_without_a_test_part_cannot_be_tested(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    task = Classification(model=functools.partial(ConvNet, filters=(4,)), data=ImageFolder(tmp_path / "data"))
+    trainer = task.begin(Setting("cpu", 1, task.locate(None), tmp_path / "cache", "val_loss", -1))
+    trainer.begin({"train_ratio": 0.6, "precision": "float32"}, seed=0)
+    assert trainer.step().num_samples == 6
+    trainer.save(tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"test: the data set has no test part\n  add test/<class>/"):
+        trainer.test(tmp_path / "a.pt")
 
 
 # --- configurations ---

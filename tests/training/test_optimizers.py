@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -30,6 +32,32 @@ def test_steps_are_those_of_torch(name: str) -> None:
         return parameter.detach()
 
     torch.testing.assert_close(trained(OPTIMIZERS[name]), trained(TORCH[name], fused=False, foreach=False))
+
+
+def test_training_does_not_import_the_compiler() -> None:
+    program = """
+import sys, torch
+from hpo.training.optimizers import OPTIMIZERS
+for make in OPTIMIZERS.values():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = make([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_are_on_again_after_a_step(name: str) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = OPTIMIZERS[name]([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    assert torch.is_grad_enabled()
+    assert parameter.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_name_that_only_one_chosen_part_takes_needs_no_qualifier() -> None:
 
 
 def test_lists_become_tuples() -> None:
-    assert routing().route({**WIDTH, "filters": [1, 2]}).arguments["model"]["filters"] == (1, 2)
+    assert routing().route({**WIDTH, "filters": [1, [2, 3]]}).arguments["model"]["filters"] == (1, (2, 3))
 
 
 def test_a_partial_keeps_its_arguments_and_is_routed_like_its_function() -> None:

@@ -14,6 +14,7 @@ from hpo.errors import ExperimentError
 from hpo.seeds import derive
 from hpo.training.data.augment import apply_moves, check_names, draw_moves
 from hpo.training.data.images import Images
+from hpo.training.learning import Batch, Stream
 
 NORMALISED_MB = 64
 """Up to this size images are kept on the device as normalised float32; above it as uint8, normalised per batch."""
@@ -80,15 +81,11 @@ class DeviceImages:
         return batch_size * max(1, fitting)
 
 
-class Batches:
+class Batches(Stream):
     """Training batches, epoch after epoch, in an order and with augmentations that follow from seed and epoch alone.
 
     So its whole state is the number of epochs begun, and the order is the same on a CPU and on a GPU. Where there is
     at least one full batch, the samples that do not fill the last one sit out the epoch, others each time.
-
-    Attributes:
-        num_batches: In an epoch.
-        num_samples: In an epoch.
     """
 
     def __init__(
@@ -114,22 +111,24 @@ class Batches:
         self._names = tuple(augment)
         self._seed = seed
         self._epoch = 0
-        self.num_batches = len(indices) // self._batch_size
-        self.num_samples = self.num_batches * self._batch_size
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         """The next epoch: (B, C, H, W) float32 images and (B,) int64 labels, batch by batch."""
         generator = torch.Generator().manual_seed(derive(self._seed, "epoch", self._epoch))
         self._epoch += 1
-        order = self._indices[torch.randperm(len(self._indices), generator=generator)[: self.num_samples]]
-        moves = self._moves(generator)
-        block_size = self._data.block_size(self._batch_size)
+        num_samples, block_size = self.num_samples, self._data.block_size(self._batch_size)
+        order = self._indices[torch.randperm(len(self._indices), generator=generator)[:num_samples]]
         order = order.to(self._data.device)
-        for start in range(0, self.num_samples, block_size):
+        moves = self._moves(generator)
+        for start in range(0, num_samples, block_size):
             block = order[start : start + block_size]
             images = self._data.take(block, moves_B3=None if moves is None else moves[start : start + block_size])
             labels = self._data.labels_N.index_select(0, block)
             yield from zip(_split(images, self._batch_size), _split(labels, self._batch_size), strict=True)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self._indices) // self._batch_size * self._batch_size
 
     def state(self) -> dict[str, int]:
         """JSON from which `restore` goes on with the next epoch; an epoch under way counts as had."""
@@ -156,7 +155,7 @@ class InOrder:
         self._data = data
         self._blocks = _split(chosen.to(data.device), batch_size) if len(chosen) else ()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         """(B, C, H, W) float32 normalised images and (B,) int64 labels."""
         for block in self._blocks:
             yield self._data.take(block), self._data.labels_N.index_select(0, block)

@@ -100,9 +100,16 @@ def _place(data_dir: Path | None) -> Path:
 
 
 def _find(place: Path) -> Source | None:
-    if tar.is_archive(place):
-        return _archive(place)
-    return next(_candidates(place), None) if place.is_dir() else None
+    try:
+        if tar.is_archive(place):
+            return _archive(place)
+        return next(_candidates(place), None) if place.is_dir() else None
+    except OSError as error:
+        raise DataError(
+            f"the folder cannot be looked into: {error.strerror}",
+            where=str(place),
+            remedy="look at it and its permissions, or name another one by --data-dir or HPO_DATA",
+        ) from error
 
 
 def _candidates(place: Path) -> Iterator[Source]:

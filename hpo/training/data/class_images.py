@@ -125,16 +125,16 @@ class ImageArchive(ClassImages):
     def _read(self, keep: Callable[[File, bytes], None]) -> Listing:
         files: list[File] = []
         folders: set[tuple[str, str]] = set()
-        for path, member, content in tar.members(self.path):
+        for path, content, is_folder in tar.members(self.path):
             parts = path.parts
-            if member.isdir() and len(parts) >= 2 and parts[-2] in PARTS:
+            if is_folder and len(parts) >= 2 and parts[-2] in PARTS:
                 folders.add((parts[-2], parts[-1]))
             if content is not None and len(parts) >= 3 and parts[-3] in PARTS:
-                file = File(parts[-3], parts[-2], parts[-1], member.size)
+                file = File(parts[-3], parts[-2], parts[-1], len(content))
                 if is_image(file.name, size=file.size, where=self._place(*file[:3])):
                     folders.add(file[:2])
                     files.append(file)
-                    keep(file, content.read())
+                    keep(file, content)
         return Listing(files, folders, layout=self._layout, place=self._place)
 
     def _place(self, *names: str) -> str:

@@ -61,8 +61,8 @@ class PythonBatches(Source):
         if self.path.is_dir():
             return {name: read_file(self.path / name) for name in _NAMES}
         found = {
-            path.name: content.read()
-            for path, _, content in tar.members(self.path)
+            path.name: content
+            for path, content, _ in tar.members(self.path)
             if content is not None and path.name in _NAMES
         }
         for name in _NAMES:

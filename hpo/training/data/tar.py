@@ -8,7 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from hpo.errors import DataError
 
@@ -17,6 +17,14 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 _DAMAGE = (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error)
 _BLOCK = 512
 _READ = 1 << 20
+
+
+class Member(NamedTuple):
+    """A member of an archive; its content where it is a file."""
+
+    path: PurePosixPath
+    content: bytes | None
+    is_folder: bool
 
 
 class _Watched:
@@ -32,8 +40,8 @@ class _Watched:
         return data
 
 
-def members(path: Path) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo, IO[bytes] | None]]:
-    """Each member with its path and, where it is a file, its content, to be read before the next is asked for.
+def members(path: Path) -> Iterator[Member]:
+    """Its members, one after another.
 
     Raises:
         DataError: The archive is cut off or damaged; the last member before the damage is named.
@@ -43,9 +51,11 @@ def members(path: Path) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo, IO[byt
         with _opened(path) as stream:
             watched = _Watched(stream)
             with tarfile.open(fileobj=cast(IO[bytes], watched), mode="r|") as archive:
-                for member in archive:
-                    name = member.name
-                    yield PurePosixPath(name), member, archive.extractfile(member) if member.isfile() else None
+                for info in archive:
+                    name = info.name
+                    # Read here, so that damage in the midst of a file is met within this try.
+                    file = archive.extractfile(info) if info.isfile() else None
+                    yield Member(PurePosixPath(name), None if file is None else file.read(), is_folder=info.isdir())
             while watched.read(_READ):
                 pass
             if watched.last != bytes(_BLOCK):

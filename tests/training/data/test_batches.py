@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.errors import ExperimentError
+from hpo.training.data import Digits, ImageFolder, Images, batches
+from hpo.training.data.batches import Batches, DeviceImages, InOrder
+from tests.training.data import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return Digits().load(Digits().locate(None), cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    root = tmp_path_factory.mktemp("photos")
+    data = ImageFolder(tiny.class_folders(root / "all", classes=("a", "b"), num=20, side=16))
+    return data.load(data.locate(None), cache_dir=root / "cache")
+
+
+@pytest.fixture(params=["normalised once", "normalised per batch"])
+def on_device(photos: Images, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DeviceImages:
+    if request.param == "normalised per batch":
+        monkeypatch.setattr(batches, "NORMALISED_MB", 0)
+    data = DeviceImages.train_part(photos, device=CPU)
+    assert data.is_normalised == (request.param == "normalised once")
+    return data
+
+
+def _flat(stream: Batches | InOrder) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = list(stream)
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def test_pixels_are_normalised(photos: Images, on_device: DeviceImages) -> None:
+    images, labels = _flat(InOrder(on_device, batch_size=7))
+    expected = (photos.train_images / 255 - photos.mean) / photos.std
+    torch.testing.assert_close(images.double(), torch.from_numpy(expected).permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
+    assert (images.dtype, images.is_contiguous()) == (torch.float32, True)
+    assert labels.tolist() == photos.train_labels.tolist()
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3), rtol=0, atol=1e-5)
+
+
+def test_both_ways_of_normalising_agree(photos: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"indices": np.arange(40), "batch_size": 8, "augment": ("crop", "flip"), "seed": 3}
+    once, _ = _flat(Batches(DeviceImages.train_part(photos, device=CPU), **arguments))
+    monkeypatch.setattr(batches, "NORMALISED_MB", 0)
+    per_batch, _ = _flat(Batches(DeviceImages.train_part(photos, device=CPU), **arguments))
+    torch.testing.assert_close(once, per_batch)
+
+
+def test_in_order_again_and_again(on_device: DeviceImages) -> None:
+    chosen = np.array([5, 3, 39])
+    stream = InOrder(on_device, indices=chosen, batch_size=2)
+    first, second = _flat(stream), _flat(stream)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], on_device.labels_N[torch.from_numpy(chosen)])
+    assert [len(labels) for _, labels in stream] == [2, 1]
+    assert not list(InOrder(on_device, indices=np.zeros(0, np.int64)))
+
+
+@given(st.integers(1, 60), st.integers(1, 50), st.integers(0, 2**63 - 1))
+def test_an_epoch_holds_samples_at_most_once(num: int, batch_size: int, seed: int) -> None:
+    images = np.arange(80, dtype=np.uint8).reshape(80, 1, 1, 1)
+    one = np.ones(1, np.float32)
+    data = DeviceImages(images, np.arange(80), mean=0 * one, std=one / 255, device=CPU)
+    indices = np.sort(np.random.default_rng(0).permutation(80)[:num])
+    stream = Batches(data, indices=indices, batch_size=batch_size, seed=seed)
+    parts = list(stream)
+    size = min(batch_size, num)
+    assert [len(labels) for _, labels in parts] == [size] * (num // size)
+    assert stream.num_samples == size * len(parts)
+    labels = torch.cat([labels for _, labels in parts])
+    assert labels.unique().numel() == labels.numel()
+    assert set(labels.tolist()) <= set(indices.tolist())
+    assert torch.equal(torch.cat([part for part, _ in parts]).flatten().round().long(), labels)
+
+
+def test_epochs_differ_and_seeds_differ(digits: Images) -> None:
+    data = DeviceImages.train_part(digits, device=CPU)
+    stream, other = (Batches(data, indices=np.arange(1000), batch_size=100, seed=seed) for seed in (1, 2))
+    orders = [_flat(part)[0] for part in (stream, stream, other)]
+    assert not any(torch.equal(orders[i], orders[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("seen", [0, 1, 3])
+def test_goes_on_where_the_state_was_taken(on_device: DeviceImages, seen: int) -> None:
+    def begun() -> Batches:
+        return Batches(on_device, indices=np.arange(35), batch_size=8, augment=("crop", "flip"), seed=9)
+
+    original, restored = begun(), begun()
+    for _ in range(seen):
+        _flat(original)
+    restored.restore(json.loads(json.dumps(original.state())))
+    for _ in range(2):
+        for one, other in zip(_flat(original), _flat(restored), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_blocks_do_not_show(on_device: DeviceImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"indices": np.arange(40), "batch_size": 6, "augment": ("crop", "flip"), "seed": 3}
+    whole = _flat(Batches(on_device, **arguments))
+    monkeypatch.setattr(batches, "_BLOCK_MB", {"cpu": 0})
+    assert on_device.block_size(6) == 6
+    single = _flat(Batches(on_device, **arguments))
+    assert torch.equal(whole[0], single[0])
+    assert torch.equal(whole[1], single[1])
+
+
+def test_large_data_stays_the_mapped_file(photos: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "NORMALISED_MB", 0)
+    data = DeviceImages.train_part(photos, device=CPU)
+    assert data._images_NHWC.data_ptr() == photos.train_images.ctypes.data
+
+
+def test_a_part_without_images(tmp_path: Path) -> None:
+    data = ImageFolder(tiny.class_folders(tmp_path / "x", classes=("a", "b"), parts=("",)))
+    images = data.load(data.locate(None), cache_dir=tmp_path / "cache")
+    test_part = DeviceImages.test_part(images, device=CPU)
+    assert len(test_part) == 0
+    assert not list(InOrder(test_part))
+
+
+def test_batch_size_is_positive(on_device: DeviceImages) -> None:
+    with pytest.raises(ExperimentError, match="batch_size: 0 is not at least 1"):
+        Batches(on_device, indices=np.arange(3), batch_size=0, seed=0)
+
+
+def test_unknown_augmentation(on_device: DeviceImages) -> None:
+    with pytest.raises(ExperimentError, match="'blur' is no augmentation"):
+        Batches(on_device, indices=np.arange(3), batch_size=1, augment=("blur",), seed=0)
+
+
+@pytest.mark.gpu
+def test_same_batches_on_a_gpu(photos: Images) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    arguments = {"indices": np.arange(40), "batch_size": 8, "augment": ("crop", "flip"), "seed": 3}
+    on_cpu, on_gpu = (
+        _flat(Batches(DeviceImages.train_part(photos, device=torch.device(name)), **arguments))
+        for name in ("cpu", "cuda")
+    )
+    torch.testing.assert_close(on_gpu[0].cpu(), on_cpu[0])
+    assert torch.equal(on_gpu[1].cpu(), on_cpu[1])
