@@ -48,6 +48,7 @@ def timed_run(file: str, overrides: dict[str, Any], *, cpus: int, concurrent: in
     from hpo.engine import driver
     from hpo.engine.cluster import tell_ray
     from hpo.experiment_file import load
+    from hpo.results import read_entries
 
     tell_ray()
     loaded = load(file, overrides=overrides)
@@ -57,7 +58,7 @@ def timed_run(file: str, overrides: dict[str, Any], *, cpus: int, concurrent: in
         began = time.perf_counter()
         opened = driver.run(loaded, options, NoView())
         wall = time.perf_counter() - began
-        checkpoints = sum(entry.kind == "checkpoint" for entry in opened.store.entries)
+        checkpoints = sum(entry.kind == "checkpoint" for entry in read_entries(opened.paths))
     ray.shutdown()
     study = opened.study
     steps = sum(trial.step for trial in study.trials)

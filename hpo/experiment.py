@@ -241,7 +241,7 @@ class Experiment:
                 return  # something else is wrong, and is said by check()
             names = self._names()
             close = get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = f"did you mean {close[0]!r}? " if close and "did you mean" not in error.remedy else ""
             raise ExperimentError(
                 error.problem, where=name, remedy=f"{hint}{error.remedy}; fields that can be set: {', '.join(names)}"
             ) from None

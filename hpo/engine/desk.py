@@ -12,7 +12,6 @@ from hpo.engine.study import Checkpoint, Lease, Study
 from hpo.engine.trial_actor import Saved, Trained
 from hpo.trial import GoOn, Pause, Stop
 
-
 ATTEMPTS_IN_VAIN = 6
 
 

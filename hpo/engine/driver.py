@@ -37,7 +37,7 @@ from hpo.errors import DataError, ReplayError
 from hpo.experiment import changes, digest_of
 from hpo.experiment_file import ExperimentFile
 from hpo.protocols import Dataset, Setting
-from hpo.results import RunPaths, RunStore, Store, write_atomically
+from hpo.results import RunPaths, RunStore, Store, TensorBoardWriter, write_atomically
 
 TRAINABLE = "hpo"
 
@@ -124,16 +124,18 @@ def run(file: ExperimentFile, options: Options, watcher: RunWatcher, *, with_tes
     resources = plan_resources(file, options)
     dataset = file.experiment.task.locate(options.data_dir)
     opened = open_run(file, dataset, options)
-    try:
+    with contextlib.ExitStack() as ends:
+        # Last in, first out: the curves are closed when the store has told them all.
+        curves = TensorBoardWriter(opened.paths, goal=file.experiment.goal.metric, recovered=opened.store.entries)
+        ends.callback(curves.close)
+        opened.store.listen(curves.feed)
+        ends.callback(opened.store.close)
+        ends.callback(opened.paths.stop_request.unlink, missing_ok=True)
         watcher.begins(opened)
         if not opened.nothing_to_do:
             _train_and_note(opened, options, watcher, resources)
         if with_test and opened.study.finished:
             opened.tested = score_best(opened.study, opened.store, setting_of(opened, options, _here(resources)))
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            opened.paths.stop_request.unlink()
-        opened.store.close()
     return opened
 
 
