@@ -39,6 +39,14 @@ def typed(*words: str | Path) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
+def start(study: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-m", "hpo.run", str(study), *words]
+    return subprocess.Popen(
+        command, cwd=study.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -46,8 +54,6 @@ class TestErrors:
             (("--set", "x"), "error: --set: 'x' is not NAME=VALUE"),
             (("--set", "y=1"), "--set: y: nobody takes it"),
             (("--set", "per_trial.gpus=1.5"), "per_trial.gpus: 1.5 is neither whole nor below 1"),
-            (("--set", "per_trial.cpus=4000"), "per_trial.cpus: 4000 is more than the"),
-            (("--set", "per_trial.gpus=2", "--gpus", "1"), "per_trial.gpus: 2 is more than the 1 that there are"),
         ],
     )
     def test_are_shown_without_a_traceback_and_end_with_2(
@@ -58,6 +64,21 @@ class TestErrors:
         assert message in err
         assert "Traceback" not in out + err
         assert not (tmp_path / "results").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--set", "per_trial.cpus=4000"), "per_trial.cpus: 4000 is more than the"),
+            (("--set", "per_trial.gpus=2", "--gpus", "1"), "per_trial.gpus: 2 is more than the 1 that there are"),
+        ],
+    )
+    def test_of_resources_come_before_ray_starts(self, study: Path, words: tuple[str, ...], message: str) -> None:
+        done = start(study, *words)
+        out, _ = done.communicate(timeout=60)
+        assert done.returncode == 2
+        assert message in out
+        assert "Traceback" not in out
+        assert not (study.parent / "results").exists()
 
     def test_of_the_file_name_it(self, study: Path) -> None:
         study.write_text(BODY.replace('Maximize("score")', 'Maximize("accuracy")'))
@@ -108,15 +129,8 @@ class TestDryRun:
 
 @pytest.mark.integration
 class TestRuns:
-    def start(self, study: Path, *words: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-        command = [sys.executable, "-m", "hpo.run", str(study), "--cpus", "2", *words]
-        return subprocess.Popen(
-            command, cwd=study.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
     def test_to_the_end_and_says_what_came_out(self, study: Path) -> None:
-        driver = self.start(study, "--test")
+        driver = start(study, "--test")
         out, _ = driver.communicate(timeout=120)
         assert driver.returncode == 0, out
         assert "toy_study run 2" in out
@@ -129,7 +143,7 @@ class TestRuns:
     @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
     def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(self, study: Path, how: signal.Signals) -> None:
         slow = ("--set", "sleep_s=0.4", "--set", "asha.grace=9", "--trials", "8")
-        driver = self.start(study, *slow)
+        driver = start(study, *slow)
         assert driver.stdout is not None
         for line in driver.stdout:
             if "completed: all" in line:
@@ -138,13 +152,13 @@ class TestRuns:
         out, _ = driver.communicate(timeout=120)
         assert driver.returncode == 130, out
         assert "interrupted; go on with: python -m hpo.run" in out
-        again = self.start(study, *slow)
+        again = start(study, *slow)
         out, _ = again.communicate(timeout=120)
         assert again.returncode == 0, out
         assert "goes on" in out
 
     def test_a_second_ctrl_c_stops_at_once(self, study: Path) -> None:
-        driver = self.start(study, "--set", "sleep_s=60")
+        driver = start(study, "--set", "sleep_s=60")
         assert driver.stdout is not None
         next(iter(driver.stdout))
         time.sleep(6)

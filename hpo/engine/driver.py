@@ -123,8 +123,11 @@ def run(file: ExperimentFile, options: Options, watcher: RunWatcher, *, with_tes
     """
     resources = plan_resources(file, options)
     dataset = file.experiment.task.locate(options.data_dir)
-    opened = open_run(file, dataset, options)
     with contextlib.ExitStack() as ends:
+        if resources is None:  # a cluster is asked before anything is written
+            _join_cluster(ends, file, options)
+            resources = _ask_cluster(file)
+        opened = open_run(file, dataset, options)
         # Last in, first out: the curves are closed when the store has told them all.
         curves = TensorBoardWriter(opened.paths, goal=file.experiment.goal.metric, recovered=opened.store.entries)
         ends.callback(curves.close)
@@ -135,15 +138,11 @@ def run(file: ExperimentFile, options: Options, watcher: RunWatcher, *, with_tes
         if not opened.nothing_to_do:
             _train_and_note(opened, options, watcher, resources)
         if with_test and opened.study.finished:
-            opened.tested = score_best(opened.study, opened.store, setting_of(opened, options, _here(resources)))
+            opened.tested = score_best(opened.study, opened.store, setting_of(opened, options, resources))
     return opened
 
 
-def _here(resources: Resources | None) -> Resources:
-    return resources or Resources(cpus=os.cpu_count() or 1, gpus=min(local_gpus(), 1))
-
-
-def _train_and_note(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Resources | None) -> None:
+def _train_and_note(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Resources) -> None:
     """Train, and have the journal say how it ended, whatever happens."""
     state, reason = "failed", ""
     try:
@@ -294,20 +293,23 @@ def _git_commit(folder: Path) -> str | None:
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Resources | None) -> str:
-    """Train until the study has finished or is asked to stop; returns why it stopped, or nothing."""
-    with contextlib.ExitStack() as stack:
-        code = stack.enter_context(shipped(opened.file.path))
-        stack.enter_context(
-            connected(
-                address=options.address,
-                cpus=options.cpus,
-                gpus=options.gpus,
-                working_dir=code,
-                dashboard=options.dashboard,
-            )
+def _join_cluster(ends: contextlib.ExitStack, file: ExperimentFile, options: Options) -> None:
+    """Have Ray, with the experiment's code on every node, until `ends` is closed; a second call changes nothing."""
+    ends.enter_context(
+        connected(
+            address=options.address,
+            cpus=options.cpus,
+            gpus=options.gpus,
+            working_dir=ends.enter_context(shipped(file.path)),
+            dashboard=options.dashboard,
         )
-        resources = resources or _ask_cluster(opened.file)
+    )
+
+
+def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Resources) -> str:
+    """Train until the study has finished or is asked to stop; returns why it stopped, or nothing."""
+    with contextlib.ExitStack() as ends:
+        _join_cluster(ends, opened.file, options)
         keeper = CheckpointKeeper(
             opened.study, appended=lambda: opened.store.appended, synced=lambda: opened.store.synced
         )
