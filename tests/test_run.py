@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from hpo.errors import ExperimentError
+from hpo.results import Store
 from hpo.run import command, parse_settings
 
 BODY = """
@@ -156,6 +158,25 @@ class TestRuns:
         out, _ = again.communicate(timeout=120)
         assert again.returncode == 0, out
         assert "goes on" in out
+
+    def test_a_trial_that_takes_all_memory_fails_alone_and_by_name(
+        self, study: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        memory = psutil.virtual_memory()
+        if memory.available < 6 * 2**30:
+            pytest.skip(f"6 GiB of free memory are needed, {memory.available / 2**30:.1f} are there")
+        limit = (memory.total - memory.available + 3 * 2**30) / memory.total
+        monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.3f}")
+        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+        space = '{"x": uniform(0.0, 1.0), "eat_at": grid(0, 2)}'
+        study.write_text(BODY.replace('{"x": uniform(0.0, 1.0)}', space).replace("Asha(9)", "Asha(3, grace=3)"))
+        driver = start(study, "--cpus", "2", "--set", "max_failures=0", "--trials", "4", "--concurrent", "1")
+        out, _ = driver.communicate(timeout=240)
+        assert driver.returncode == 0, out
+        rows = Store(study.parent / "results").sql("SELECT hp_eat_at, state, cause FROM trials").to_pylist()
+        ate = {(row["state"], row["cause"]) for row in rows if row["hp_eat_at"]}
+        assert ate == {("failed", "out_of_memory")}
+        assert {row["state"] for row in rows if not row["hp_eat_at"]} == {"completed"}
 
     def test_a_second_ctrl_c_stops_at_once(self, study: Path) -> None:
         driver = start(study, "--set", "sleep_s=60")

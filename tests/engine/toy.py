@@ -15,7 +15,7 @@ from hpo.errors import CheckpointError, DataError, ExperimentError
 from hpo.protocols import Dataset, Judge, Policy, Setting, Step, Task, Trainer
 from hpo.trial import GO_ON, Config, Decision, Ended, Pause, Report, Stop
 
-NAMES = ("x", "epochs", "sleep_s", "fail_at", "kill_at", "nan_at", "memory_at", "say")
+NAMES = ("x", "epochs", "sleep_s", "fail_at", "kill_at", "nan_at", "memory_at", "eat_at", "say")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class ToyTrainer(Trainer):
             raise RuntimeError("told to fail")
         if config.get("memory_at") == self.epoch:
             raise MemoryError("told to need too much")
+        if config.get("eat_at") == self.epoch:
+            self._eaten = []
+            while True:  # until somebody ends the process
+                self._eaten.append(bytearray(b"x" * 2**26))
+                time.sleep(0.02)
         if config.get("kill_at") == self.epoch:
             os.kill(os.getpid(), signal.SIGKILL)
 
