@@ -29,6 +29,8 @@ _FORMAT = click.option(
     show_default=True,
     help="How to print.",
 )
+_SHORT = 32
+_PIPED_WIDTH = 240
 _RUN = click.argument("run", metavar="RUN")
 
 
@@ -47,7 +49,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="hpo")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    r"""Tune PyTorch models: run an experiment file, then ask the store what happened.
+    """Tune PyTorch models: run an experiment file, then ask the store what happened.
 
     \b
     Begin with:   hpo run experiments/cifar_lr_dropout.py --quick
@@ -57,7 +59,7 @@ def main(ctx: click.Context) -> None:
 
     RUN is the name of an experiment (its newest run), or a run's id or the beginning of one. All commands but `run`
     read the store and can be used while a run is going on.
-    """
+    """  # noqa: D301 - click wants the character \b itself
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -72,8 +74,8 @@ def runs(results: str, style: str) -> None:
     """List the runs in the store, newest first."""
     query = """
         WITH best AS (SELECT run_id, count(*) AS trials, max(best_score) AS score FROM trials GROUP BY run_id)
-        SELECT run_id, experiment, state, started_at, coalesce(trials, 0) AS trials, dataset,
-               CASE mode WHEN 'min' THEN -score ELSE score END AS best, goal
+        SELECT experiment, run_id, state, coalesce(trials, 0) AS trials,
+               CASE mode WHEN 'min' THEN -score ELSE score END AS best, goal, dataset, started_at
         FROM runs LEFT JOIN best USING (run_id) ORDER BY started_at DESC"""
     show(Store(Path(results)).sql(query), style)
 
@@ -181,12 +183,19 @@ def show(table: pa.Table, style: str) -> None:
         writer.writerows(rows)
         click.echo(text.getvalue(), nl=False)
     else:
-        drawn = Table(box=None, header_style="bold")
-        for name in table.column_names:
-            drawn.add_column(name, overflow="fold")
-        for row in rows:
-            drawn.add_row(*(_cell(value) for value in row.values()))
-        Console().print(drawn if rows else Text("no rows"))
+        _draw(table.column_names, [[_cell(value) for value in row.values()] for row in rows])
+
+
+def _draw(names: list[str], rows: list[list[str]]) -> None:
+    """A table for people: short cells stay whole, long ones are folded."""
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for index, name in enumerate(names):
+        widest = max((len(row[index]) for row in rows), default=0)
+        drawn.add_column(name, overflow="fold", no_wrap=widest <= _SHORT)
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+    console.print(drawn if rows else Text("no rows"))
 
 
 def _cell(value: Any) -> str:

@@ -196,7 +196,9 @@ def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None
         console.print("all of its trials had ended before: raise --trials to add some, or begin anew with --fresh")
     where = "" if str(options.results) == "results" else f" --results {options.results}"
     console.print(
-        f"next: hpo best {opened.file.name}{where}   hpo tensorboard {opened.file.name}{where}", highlight=False
+        f"next: hpo best {opened.file.name}{where}   hpo tensorboard {opened.file.name}{where}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -249,8 +249,11 @@ def _why_new(file: ExperimentFile, store: Store, options: Options) -> list[str]:
     if options.fresh:
         return [f"a new run, as --fresh asks; the one before is {earlier['run_id']}"]
     paths = RunPaths(options.results, file.name, earlier["run_id"])
-    old = json.loads(paths.experiment_json.read_text(encoding="utf-8"))
-    lines = changes(old["description"], file.description) or ["another data set"]
+    try:
+        old = json.loads(paths.experiment_json.read_text(encoding="utf-8"))
+        lines = changes(old["description"], file.description) or [f"{old['dataset']} was its data set"]
+    except (OSError, ValueError, KeyError):
+        lines = ["what that one was cannot be read"]
     more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
     return [f"a new run, because the experiment changed since {earlier['run_id']}: {'; '.join(lines[:3])}{more}"]
 
