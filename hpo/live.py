@@ -94,16 +94,17 @@ class Watching:
         """Without a GPU, say how long the whole study will take as soon as the first epochs have been timed."""
         assert self._opened is not None  # noqa: S101 - begins() came first
         file = self._opened.file
-        if self._warned or desk.num_steps < 2 * max(desk.study.num_leased, 1):
+        at_a_time = max(desk.study.num_leased, 1)
+        if self._warned or desk.num_steps < 2 * at_a_time:
             return
         self._warned = True
         if file.quick or desk.num_gpus or not file.experiment.quick:
             return
         epoch_s = desk.busy_s / desk.num_steps
-        left = self._plan.epochs * epoch_s / max(desk.study.num_leased, 1)
+        left = self._plan.epochs * epoch_s / at_a_time
         self.happened(
             f"without a GPU the whole study is likely to take {seconds(left)} ({seconds(epoch_s)} an epoch, "
-            f"{desk.study.num_leased} at a time); --quick asks the same question in minutes"
+            f"{at_a_time} at a time); --quick asks the same question in minutes"
         )
 
     @contextlib.contextmanager
