@@ -131,6 +131,16 @@ class TestDryRun:
 
 @pytest.mark.integration
 class TestRuns:
+    def test_modules_beside_the_file_are_brought_to_the_workers(self, study: Path) -> None:
+        (study.parent / "beside_toy.py").write_text("print('imported from', __file__)\nPOLICY_EPOCHS = 2\n")
+        text = "from beside_toy import POLICY_EPOCHS\n" + BODY.replace("Asha(9)", "NoStopping(POLICY_EPOCHS)")
+        study.write_text(text.replace(', "asha.max_epochs": 3', ""))
+        driver = start(study, "--cpus", "1", "--trials", "1")
+        out, _ = driver.communicate(timeout=120)
+        assert driver.returncode == 0, out
+        [log] = (study.parent / "results").rglob("trial-00000.log")
+        assert "_ray_pkg_" in log.read_text()
+
     def test_to_the_end_and_says_what_came_out(self, study: Path) -> None:
         driver = start(study, "--test")
         out, _ = driver.communicate(timeout=120)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -20,6 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from hpo.errors import ExperimentError, HpoError
 from hpo.experiment import PerTrial
 
+_log = logging.getLogger(__name__)
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # a local cluster on loopback; else a token is left in the user's home
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -136,6 +138,22 @@ def shipped(experiment_file: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def _quiet_raylet() -> Iterator[None]:
+    """Log what Ray prints of its own processes: a worker that dies is a trial's failure, and told as one."""
+    printing = ray_worker.print_to_stdstream
+
+    def log(data: Mapping[str, Any], **_: Any) -> None:
+        for line in data.get("lines", ()):
+            _log.info("%s: %s", data.get("pid"), line)
+
+    ray_worker.print_to_stdstream = log
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = printing
+
+
+@contextlib.contextmanager
 def connected(
     *, address: str | None, cpus: int | None, gpus: int | None, working_dir: str, dashboard: bool = False
 ) -> Iterator[None]:
@@ -167,6 +185,7 @@ def connected(
             remedy="start one with `ray up` or `ray start --head`, or leave --address out to use this machine",
         ) from error
     try:
-        yield
+        with _quiet_raylet():
+            yield
     finally:
         ray.shutdown()
