@@ -120,11 +120,9 @@ def _line_of(error: Exception, file: Path, shown: str) -> str:
 def neighbours(file: Path) -> list[Path]:
     """Modules beside the file, or in packages beside it, that have been imported in this process."""
     folder = file.parent
-    found = {
-        Path(origin).resolve()
-        for module in list(sys.modules.values())
-        if (origin := getattr(module, "__file__", None)) and origin.endswith(".py")
-    }
+    origins = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    # Some modules make their names up: torch's `torch.classes` says that it comes from `_classes.py`.
+    found = {Path(o).resolve() for o in origins if isinstance(o, str) and o.endswith(".py") and Path(o).is_absolute()}
     return sorted(
         path for path in found if path.is_relative_to(folder) and path != file and "site-packages" not in path.parts
     )

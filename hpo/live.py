@@ -69,7 +69,7 @@ class Watching:
             f"[bold]{run.file.name}[/] run {run.paths.run_id} {verb} on {run.dataset.name}", highlight=False
         )
         for note in run.notes:
-            self.console.print(Text(f"! {note}", style="bold yellow"))
+            self.console.print(Text(f"! {note}", style="bold yellow"), soft_wrap=True)
 
     def happened(self, line: str) -> None:
         """Show what happened."""

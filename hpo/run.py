@@ -142,7 +142,7 @@ def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> 
     console.print(f"[bold]{file.name}[/] {'(quick) ' if file.quick else ''}digest {file.digest}", highlight=False)
     console.print_json(data={**experiment.describe(), "trials": experiment.num_trials})
     if dataset.fell_back:
-        console.print(Text(f"! {dataset.fell_back}", style="bold yellow"))
+        console.print(Text(f"! {dataset.fell_back}", style="bold yellow"), soft_wrap=True)
     plan = expected(experiment)
     for step, trials in plan.trials_at.items():
         console.print(f"about {trials:5d} trials reach epoch {step}", highlight=False)
@@ -193,7 +193,7 @@ def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None
     if not study.finished:
         console.print(f"interrupted; go on with: {_again()}", highlight=False, soft_wrap=True)
     elif opened.nothing_to_do:
-        console.print("all of its trials had ended before: raise --trials to add some, or begin anew with --fresh")
+        console.print("all of its trials had ended before: raise --trials for more, or begin anew with --fresh")
     where = "" if str(options.results) == "results" else f" --results {options.results}"
     console.print(
         f"next: hpo best {opened.file.name}{where}   hpo tensorboard {opened.file.name}{where}",

@@ -99,6 +99,11 @@ class TestDigest:
         assert first != wider
         assert first == commented
 
+    def test_it_can_be_loaded_from_its_own_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path, "import torch\n" + BODY)
+        assert list(load("what_is_x.py").description["source"]) == ["what_is_x.py"]
+
     def test_overrides_count(self, tmp_path: Path) -> None:
         path = write(tmp_path, BODY)
         assert load(path).digest != load(path, quick=True).digest
