@@ -3,10 +3,12 @@
     python benchmarks/chaos.py --kills 50 --seed 0
 
 Each round starts `python -m hpo.run benchmarks/chaos_study.py`, waits a random time after its first new report, and
-kills with SIGKILL: the driver, or a trial's process, in turn. What a reader of the store saw just before the kill
-counts as acknowledged. At the end the study is run to its end, and the journal is held against itself:
+kills with SIGKILL: the driver, or a trial's process, in turn (after a trial's, the driver lives on in half of the
+rounds and is killed too in the other). What a reader of the store was shown counts as acknowledged, and is looked for
+after each kill, before anything is trained again. At the end the study is run to its end, and the journal is held
+against itself:
 
-    reports lost          seen by a reader before a kill, and not in the store now (or with another score)
+    reports lost          shown to a reader, and not in the store after a kill (or with another score)
     reports double        more than one row for a step of a trial
     wrong decisions       decisions that a replay of the journal does not give
 
@@ -24,13 +26,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from hpo.engine.study import Study
-from hpo.errors import HpoError, ReplayError
+from hpo.errors import ReplayError
 from hpo.experiment_file import load
 from hpo.results import RunPaths, Store, read_entries
 
@@ -46,10 +49,7 @@ def start(results: Path, trials: int, log: Path) -> subprocess.Popen[bytes]:
 
 def reports(results: Path) -> dict[tuple[int, int], str]:
     """Step by step, what a reader sees now."""
-    try:
-        rows = Store(results).sql("SELECT trial, step, score FROM reports").to_pylist()
-    except HpoError:
-        return {}
+    rows = Store(results).sql("SELECT trial, step, score FROM reports").to_pylist()
     return {(row["trial"], row["step"]): repr(row["score"]) for row in rows}
 
 
@@ -78,35 +78,57 @@ def end(driver: subprocess.Popen[bytes]) -> None:
     driver.wait()
 
 
-def kill_once(results: Path, trials: int, kind: str, dice: random.Random, log: Path) -> tuple[dict[Any, str], bool]:
-    """One start and one kill; returns what a reader saw before it, and whether the run had finished by itself."""
-    before = len(reports(results))
-    driver = start(results, trials, log)
-    wait_s = dice.uniform(0.0, 1.5)
+@dataclass
+class Ledger:
+    """What readers were shown, and whether the store still says so after each kill."""
+
+    results: Path
+    acknowledged: dict[tuple[int, int], str] = field(default_factory=dict)
+    lost: set[tuple[int, int]] = field(default_factory=set)
+
+    def show(self) -> int:
+        """A reader looks."""
+        for key, score in reports(self.results).items():
+            self.acknowledged.setdefault(key, score)
+        return len(self.acknowledged)
+
+    def check(self) -> None:
+        """Nobody writes now: what was shown has to be there, before anybody trains it again."""
+        now = reports(self.results)
+        self.lost |= {key for key, score in self.acknowledged.items() if now.get(key) != score}
+
+
+def kill_once(ledger: Ledger, trials: int, kind: str, dice: random.Random, log: Path) -> bool:
+    """One start and one kill; whether there was anything to kill."""
+    before = ledger.show()
+    driver = start(ledger.results, trials, log)
     deadline = time.monotonic() + 120
-    while driver.poll() is None and len(reports(results)) <= before and time.monotonic() < deadline:
+    while driver.poll() is None and ledger.show() <= before and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(wait_s)
-    seen = reports(results)
-    finished = driver.poll() is not None
-    if not finished and kind == "trial":
-        victims = trial_processes(driver)
-        if victims:
-            dice.choice(sorted(victims, key=lambda process: process.pid)).kill()
-        time.sleep(dice.uniform(0.5, 3.0))
-        seen |= reports(results)
+    time.sleep(dice.uniform(0.0, 1.5))
+    killed = False
+    if kind == "trial" and (victims := trial_processes(driver)):
+        dice.choice(sorted(victims, key=lambda process: process.pid)).kill()
+        killed = True
+        if dice.random() < 0.5:
+            driver.wait(timeout=600)  # the driver lives on: the study ends by itself
+        else:
+            time.sleep(dice.uniform(0.5, 4.0))
+    ledger.show()
     if driver.poll() is None:
         os.kill(driver.pid, signal.SIGKILL)
+        killed = killed or kind == "driver"
     end(driver)
-    return seen, finished
+    ledger.check()
+    return killed
 
 
-def verdict(results: Path, acknowledged: dict[tuple[int, int], str]) -> dict[str, Any]:
+def verdict(ledger: Ledger) -> dict[str, Any]:
+    results = ledger.results
     store = Store(results)
     run = store.find_run("chaos_study")
     now = reports(results)
     doubles = store.sql("SELECT trial, step FROM reports GROUP BY ALL HAVING count(*) > 1").num_rows
-    lost = [key for key, score in acknowledged.items() if now.get(key) != score]
     entries = read_entries(RunPaths(results, "chaos_study", run["run_id"]))
     wrong = 0
     try:
@@ -117,11 +139,11 @@ def verdict(results: Path, acknowledged: dict[tuple[int, int], str]) -> dict[str
     decisions = sum(entry.kind in ("stopped", "paused", "failed") for entry in entries)
     return {
         "state": run["state"],
-        "acknowledged": len(acknowledged),
+        "acknowledged": len(ledger.acknowledged),
         "reports": len(now),
         "decisions": decisions,
         "other scores when trained again": sum(entry.kind == "differs" for entry in entries),
-        "reports lost": len(lost),
+        "reports lost": len(ledger.lost),
         "reports double": doubles,
         "wrong decisions": wrong,
     }
@@ -137,20 +159,19 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hpo-chaos-") as folder:
         results, log = Path(folder) / "results", Path(folder) / "driver.log"
-        trials, kills, acknowledged = options.trials, 0, {}
+        ledger, trials, kills = Ledger(results), options.trials, 0
         while kills < options.kills:
             kind = ("driver", "trial")[kills % 2]
-            seen, finished = kill_once(results, trials, kind, dice, log)
-            acknowledged |= seen
-            if finished:
+            if kill_once(ledger, trials, kind, dice, log):
+                kills += 1
+                print(f"{kills}: killed a {kind} process, {len(ledger.acknowledged)} reports shown", flush=True)
+            if Store(results).find_run("chaos_study")["state"] == "finished":
                 trials += options.trials
-                continue
-            kills += 1
-            print(f"{kills}: killed a {kind} process, {len(seen)} reports seen", flush=True)
         last = start(results, trials, log)
         code = last.wait()
         end(last)
-        found = {"kills": kills, **verdict(results, acknowledged), "last exit code": code}
+        ledger.check()
+        found = {"kills": kills, **verdict(ledger), "last exit code": code}
         if code or found["state"] != "finished":
             print(log.read_text()[-4000:])
     found["minutes"] = round((time.monotonic() - began) / 60, 1)

@@ -193,7 +193,7 @@ def _draw(names: list[str], rows: list[list[str]]) -> None:
         widest = max((len(row[index]) for row in rows), default=0)
         drawn.add_column(name, overflow="fold", no_wrap=widest <= _SHORT)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(Text(cell) for cell in row))
     console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
     console.print(drawn if rows else Text("no rows"))
 

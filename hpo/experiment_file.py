@@ -15,6 +15,7 @@ from typing import Any
 from hpo.errors import ExperimentError
 from hpo.experiment import Experiment, digest_of
 
+_PACKAGE = Path(__file__).resolve().parent
 _PREFIX = "hpo_experiment_"  # so that `random.py` or `test.py` shadows no module of that name
 
 
@@ -124,7 +125,12 @@ def neighbours(file: Path) -> list[Path]:
     # Some modules make their names up: torch's `torch.classes` says that it comes from `_classes.py`.
     found = {Path(o).resolve() for o in origins if isinstance(o, str) and o.endswith(".py") and Path(o).is_absolute()}
     return sorted(
-        path for path in found if path.is_relative_to(folder) and path != file and "site-packages" not in path.parts
+        path
+        for path in found
+        if path.is_relative_to(folder)
+        and path != file
+        and "site-packages" not in path.parts
+        and not path.is_relative_to(_PACKAGE)
     )
 
 
@@ -150,25 +156,22 @@ def _hash(tree: ast.Module) -> str:
 
 
 def _task_source(tree: ast.Module) -> ast.Module:
-    def targets(node: ast.stmt) -> set[str]:
-        names = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        return {name.id for name in names if isinstance(name, ast.Name)}
-
-    kept = [node for node in tree.body if "experiment" not in targets(node)]
-    kept = [node for node in kept if not isinstance(node, (ast.Import, ast.ImportFrom))]
-    used = {n.id for node in kept if not targets(node) for n in ast.walk(node) if isinstance(n, ast.Name)}
-    while True:
-        more = {
-            n.id
-            for node in kept
-            if targets(node) & used
-            for n in ast.walk(node)
-            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
-        }
-        if more <= used:
-            break
+    """The module without the experiment's declaration, and without names that only this one uses."""
+    kept = [node for node in tree.body if "experiment" not in _bound(node)]
+    used = {name for node in kept if not _bound(node) for name in _loaded(node)}
+    while not (more := {name for node in kept if _bound(node) & used for name in _loaded(node)}) <= used:
         used |= more
-    tree.body = [node for node in kept if not targets(node) or targets(node) & used]
+    tree.body = [node for node in kept if not _bound(node) or _bound(node) & used]
     return tree
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """Names that an assignment or an import binds; none for other statements, which are always kept."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {name.id for name in targets if isinstance(name, ast.Name)}
+
+
+def _loaded(node: ast.stmt) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}

@@ -75,6 +75,10 @@ class Watching:
         """Show what happened."""
         self._show(line)
 
+    def said(self, line: str) -> None:
+        """Show what has to be read whole, and stays."""
+        self.console.print(Text(line, style="bold"), soft_wrap=True)
+
     @abstractmethod
     def _show(self, line: str) -> None: ...
 
@@ -102,25 +106,32 @@ class Watching:
             return
         epoch_s = desk.busy_s / desk.num_steps
         left = self._plan.epochs * epoch_s / at_a_time
-        self.happened(
+        self.said(
             f"without a GPU the whole study is likely to take {seconds(left)} ({seconds(epoch_s)} an epoch, "
             f"{at_a_time} at a time); --quick asks the same question in minutes"
         )
 
     @contextlib.contextmanager
     def stop_signals(self, desk: Desk) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the run cleanly, the second at once."""
+        """The first Ctrl-C (or SIGTERM) ends the run cleanly, the second at once.
+
+        Both only leave a note, and the desk heeds it between two events; a third one, where Ray itself hangs, does
+        not wait for that.
+        """
 
         def on_signal(signum: int, _frame: FrameType | None) -> None:
-            if desk.closing:
+            if desk.stops_now:
                 raise KeyboardInterrupt
-            name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-            desk.close_down(f"{name}: the steps in progress are finished and saved; once more stops at once")
+            if desk.asked_by:
+                desk.stops_now = True
+            else:
+                desk.asked_by = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
 
         before = {signum: signal.signal(signum, on_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
         try:
             with self._drawing():
                 yield
+                self._draw(progress_of(desk, self._plan, now=time.monotonic()))
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)

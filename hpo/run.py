@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -34,7 +35,9 @@ _POSITIVE = click.IntRange(min=1)
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Fix a hyper-parameter, or change a field."
 )
 @click.option("--results", default="results", show_default=True, metavar="DIR", help="Where the store is.")
-@click.option("--address", help="Ray cluster to run on; `auto` for the one that this machine belongs to.")
+@click.option(
+    "--address", help="Ray cluster to run on (`auto`: this machine's); --results has to be on storage its nodes share."
+)
 @click.option("--cpus", type=_POSITIVE, help="CPU cores to use on this machine.")
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs to use on this machine.")
 @click.option("--concurrent", type=_POSITIVE, help="Trials at a time, at most.")
@@ -64,7 +67,7 @@ def command(
         Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
         code = error.exit_code
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"stopped at once; go on with: {_again()}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(Text(f"stopped at once; go on with: {_again()}"), soft_wrap=True)
         code = INTERRUPTED
     sys.exit(code)
 
@@ -88,7 +91,7 @@ def _value(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
     return text
 
@@ -98,9 +101,10 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _again() -> str:
+    """The command as it was typed, less what would begin anew."""
     module = Path(sys.argv[0]).name in ("run.py", "__main__.py")
     words = [word for word in sys.argv[1:] if word != "--fresh"]
-    return " ".join(["python -m hpo.run" if module else "hpo", *words])
+    return shlex.join([*(("python", "-m", "hpo.run") if module else ("hpo",)), *words])
 
 
 def _options(how: Mapping[str, Any]) -> Any:
@@ -175,7 +179,7 @@ def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None
     for column in ("trial", metric, "epoch", "state", "configuration"):
         table.add_column(column, overflow="fold")
     for trial in study.top[:5]:
-        shown = configuration(trial.config, experiment.space)
+        shown = Text(configuration(trial.config, experiment.space))
         table.add_row(
             str(trial.number), number(sign * trial.best_score), str(trial.best_step), trial.state.value, shown
         )
@@ -186,12 +190,13 @@ def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None
     why = f" ({', '.join(f'{n} {cause}' for cause, n in causes.items())})" if causes else ""
     counted = ", ".join(f"{n} {state}" for state, n in outcomes.items()) or "none begun"
     epochs = sum(trial.step for trial in study.trials)
-    console.print(f"{counted} of {study.num_trials} trials{why}; {epochs} epochs; {seconds(took_s)}", highlight=False)
+    total = max(study.num_trials, len(study.trials))
+    console.print(f"{counted} of {total} trials{why}; {epochs} epochs; {seconds(took_s)}", highlight=False)
     for name, value in opened.tested.items():
         console.print(f"{name} of the best trial: {number(value)}", highlight=False)
     console.print(f"store: {options.results}/  run: {opened.paths.run_id}", highlight=False, soft_wrap=True)
     if not study.finished:
-        console.print(f"interrupted; go on with: {_again()}", highlight=False, soft_wrap=True)
+        console.print(Text(f"interrupted; go on with: {_again()}"), soft_wrap=True)
     elif opened.nothing_to_do:
         console.print("all of its trials had ended before: raise --trials for more, or begin anew with --fresh")
     where = "" if str(options.results) == "results" else f" --results {options.results}"

@@ -99,6 +99,14 @@ class TestDigest:
         assert first != wider
         assert first == commented
 
+    def test_what_an_import_means_counts_where_trials_use_it(self, tmp_path: Path) -> None:
+        body = BODY.replace(
+            "experiment =", "from math import sin as wave\n\ndef model():\n    return wave(1)\n\nexperiment ="
+        )
+        assert self.digest(tmp_path, body) != self.digest(tmp_path, body.replace("sin as", "cos as"))
+        unused = BODY.replace("TRIALS", "import math\nTRIALS", 1)
+        assert self.digest(tmp_path, BODY) == self.digest(tmp_path, unused)
+
     def test_it_can_be_loaded_from_its_own_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         write(tmp_path, "import torch\n" + BODY)

@@ -117,4 +117,4 @@ def test_a_run_that_never_gets_through_a_step_gives_up() -> None:
         assert not desk.closing
         desk.failed(lease, cause="error", message="ImportError: no module", trace="")
     assert desk.closing
-    assert "none of the first 6 attempts got through a step; the last: ImportError: no module" in out.getvalue()
+    assert "none of the first 6 attempts got through a step; that of trial 2: ImportError: no module" in out.getvalue()

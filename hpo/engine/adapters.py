@@ -153,6 +153,18 @@ class StudyCallback(_Unpickled, Callback):  # type: ignore[misc]
         if self._desk.wants_checkpoint(trial.lease):
             result["should_checkpoint"] = True
 
+    def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
+        """A lease got its place."""
+        self._desk.training.add((trial.lease.trial, trial.lease.attempt))
+
+    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
+        """A lease gave its place back."""
+        self._desk.training.discard((trial.lease.trial, trial.lease.attempt))
+
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
+        """A lease lost its place."""
+        self._desk.training.discard((trial.lease.trial, trial.lease.attempt))
+
     def on_trial_save(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
         """A save ended, well or not."""
         if trial.saved is not None:
@@ -164,7 +176,7 @@ class StudyCallback(_Unpickled, Callback):  # type: ignore[misc]
 
 
 class DeskStopper(_Unpickled, Stopper):  # type: ignore[misc]
-    """Ends Tune's loop at once where the desk says so."""
+    """Ends Tune's loop when the desk closes and nobody trains, though leases may still wait for a place."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -174,8 +186,11 @@ class DeskStopper(_Unpickled, Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        """Whether everything ends now."""
-        return self._desk.stops_now
+        """Whether nothing is left to wait for."""
+        return self._desk.closing and not self._desk.training
+
+
+_SIGNS_OF_A_LOST_NODE = ("node has died", "node was terminated", "NodeDiedError", "ObjectLostError")
 
 
 def explain(error: BaseException | None) -> tuple[str, str, str]:
@@ -187,7 +202,7 @@ def explain(error: BaseException | None) -> tuple[str, str, str]:
         message = "Ray ended the trial's process because the node ran low on memory"
         return "out_of_memory", message, str(error)
     if isinstance(error, RayActorError):
-        lost = error.preempted or "node has died" in str(error) or "node was terminated" in str(error)
+        lost = error.preempted or any(sign in str(error) for sign in _SIGNS_OF_A_LOST_NODE)
         message = "the node of the trial was lost" if lost else "the trial's process died"
         return LOST_NODE if lost else "killed", message, str(error)
     return "error", f"{type(error).__name__}: {error}", str(error)

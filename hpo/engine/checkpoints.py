@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.engine.study import Checkpoint, Study
-from hpo.trial import Decision, GoOn, Pause, TrialState
+from hpo.trial import Decision, GoOn, Pause
 
 SHARE_OF_TIME = 0.01
 """Writing takes at most this share of a trial's time, as far as the interval decides."""
@@ -74,10 +74,17 @@ class CheckpointKeeper:
         """Mark the checkpoints of ended trials that are not among the best."""
         for number in list(self._holders):
             trial = self.study.trials[number]
-            if trial.state.ended and (trial.state is TrialState.FAILED or trial not in self.study.top):
+            if trial.state.ended and trial not in self.study.top:
                 self._holders.discard(number)
                 if trial.checkpoint is not None:
                     self._doomed.append((self.appended(), number, trial.checkpoint))
+
+    def delete_strays(self, folder: Path) -> None:
+        """Delete files that a killed driver or trial left behind: those that no trial points to."""
+        wanted = {Path(trial.checkpoint.path).resolve() for trial in self.study.trials if trial.checkpoint is not None}
+        for path in folder.rglob("*"):
+            if path.is_file() and path.resolve() not in wanted:
+                path.unlink(missing_ok=True)
 
     def delete_doomed(self) -> None:
         """Delete the marked files whose reason is on disk."""

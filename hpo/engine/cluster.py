@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import ray
 from ray._private import worker as ray_worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._private.utils import get_num_cpus
 from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from hpo.errors import ExperimentError, HpoError
 from hpo.experiment import PerTrial
@@ -36,7 +37,8 @@ _ENVIRONMENT = {
     "TUNE_RESULT_DELIM": ".",
     "TUNE_WARN_THRESHOLD_S": "5",
 }
-_NOT_SHIPPED = ("__pycache__", "*.pyc", ".git", ".venv", "venv", "results", "data", "*.egg-info", ".*")
+_NO_CODE = ("__pycache__", "node_modules", "site-packages")
+MOST_FILES = 2000
 
 
 class KilledForMemory(RayActorError):  # type: ignore[misc]  # noqa: N818
@@ -65,7 +67,8 @@ def guard_against_memory_monitor() -> None:
 
     def task_failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
-            exception = KilledForMemory(error_msg=str(exception))
+            kind = KilledForMemory if isinstance(exception, OutOfMemoryError) else RayActorError
+            exception = kind(error_msg=f"{type(exception).__name__}: {exception}")
         original(self, tracked_actor_task=tracked_actor_task, exception=exception)
 
     task_failed.guarded = True  # type: ignore[attr-defined]
@@ -89,14 +92,27 @@ class Resources:
         """Intra-op threads that the trial's cores bear."""
         return max(1, int(self.cpus))
 
-    def slots(self, totals: Mapping[str, float]) -> int:
-        """Trials that fit at once on a cluster with these totals."""
-        fits = [totals.get("CPU", 0) / self.cpus] if self.cpus else []
+    def slots(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        """Trials that fit at once on nodes with these resources; a trial is never spread over several."""
+        return sum(self._on_node(node) for node in nodes)
+
+    def _on_node(self, node: Mapping[str, float]) -> int:
+        fits = [node.get("CPU", 0) / self.cpus]
         if self.gpus:
             # Shares of a GPU do not add up across GPUs: three trials of 0.4 are two on one GPU and one on the next.
-            gpus = totals.get("GPU", 0)
+            gpus = node.get("GPU", 0)
             fits.append(gpus * int(1 / self.gpus + 1e-9) if self.gpus < 1 else gpus / self.gpus)
         return int(min(fits) + 1e-9)
+
+
+def nodes_alive() -> list[Mapping[str, float]]:
+    """Resources of each node of the cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def local_cpus() -> int:
+    """CPU cores that the process may use: in a container fewer than the machine has."""
+    return int(get_num_cpus())
 
 
 def local_gpus() -> int:
@@ -107,7 +123,7 @@ def local_gpus() -> int:
 
 
 def resources_on(per_trial: PerTrial, *, cpus: float, gpus: float) -> Resources:
-    """What a trial gets where the machine or cluster has so much.
+    """What a trial gets where the largest machine has so much.
 
     Raises:
         ExperimentError: Not even one trial fits.
@@ -129,12 +145,32 @@ def shipped(experiment_file: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="hpo-code-") as folder:
         code = Path(folder) / "code"
         code.mkdir()
-        for path in experiment_file.parent.rglob("*.py"):
-            relative = path.relative_to(experiment_file.parent)
-            if not any(part.startswith(".") or part in _NOT_SHIPPED for part in relative.parts):
-                (code / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, code / relative)
+        for path in _code_beside(experiment_file):
+            target = code / path.relative_to(experiment_file.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
         yield str(code)
+
+
+def _code_beside(experiment_file: Path) -> Iterator[Path]:
+    """Python files beside the experiment file and below, environments and hidden folders left out."""
+    num_files = 0
+    for folder, inner, names in os.walk(experiment_file.parent):
+        inner[:] = [name for name in inner if _may_hold_code(Path(folder) / name)]
+        found = [Path(folder) / name for name in names if name.endswith(".py")]
+        num_files += len(found)
+        if num_files > MOST_FILES:
+            raise ExperimentError(
+                f"there are more than {MOST_FILES} Python files beside it and below",
+                where=str(experiment_file),
+                remedy="put it into a folder of its own: every worker gets what lies beside it",
+            )
+        yield from found
+
+
+def _may_hold_code(folder: Path) -> bool:
+    hidden = folder.name.startswith(".") or folder.name in _NO_CODE
+    return not hidden and not (folder / "pyvenv.cfg").exists()
 
 
 @contextlib.contextmanager
@@ -171,12 +207,14 @@ def connected(
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": dashboard, "configure_logging": False}
+        # Not None: that would follow $RAY_ADDRESS, or join whatever was started on this machine last.
+        options |= {"address": "local", "num_cpus": cpus or local_cpus(), "num_gpus": gpus}
+        options |= {"include_dashboard": dashboard, "configure_logging": False}
     else:
         options |= {"address": address}
     try:
         ray.init(runtime_env={"working_dir": working_dir}, **options)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise
         raise HpoError(

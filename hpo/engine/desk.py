@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpo.engine.checkpoints import CheckpointKeeper
-from hpo.engine.study import Checkpoint, Lease, Study
+from hpo.engine.study import NOT_ITS_OWN, Checkpoint, Lease, Study
 from hpo.engine.trial_actor import Saved, Trained
 from hpo.trial import GoOn, Pause, Stop
 
 ATTEMPTS_IN_VAIN = 6
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """The person asked twice; raised between two events, where nothing is half done."""
 
 
 class Watcher(Protocol):
@@ -20,6 +24,9 @@ class Watcher(Protocol):
 
     def happened(self, line: str) -> None:
         """Something that a person may want to know."""
+
+    def said(self, line: str) -> None:
+        """Something that a person has to read."""
 
     def round(self, desk: Desk) -> None:
         """The driver went round its loop; called often, so most calls have to be cheap."""
@@ -50,6 +57,9 @@ class Desk:
         self.study, self.keeper, self.watcher = study, keeper, watcher
         self.closing, self.close_reason = False, ""
         self.stops_now = False
+        self.asked_by = ""
+        self.training: set[tuple[int, int]] = set()
+        self.in_vain = ""
         self.num_steps = 0
         self.busy_s = 0.0
         self.began = clock()
@@ -76,6 +86,8 @@ class Desk:
 
     def report(self, lease: Lease, trained: Trained) -> bool:
         """Whether the lease goes on after this step."""
+        if lease.attempt != self.study.trials[lease.trial].attempt or not self.study.is_leased(lease.trial):
+            return False  # another attempt replaced it
         self.num_steps += 1
         self.busy_s += trained.step_s
         decision = self.study.report(lease.trial, trained.number, trained.step, self._extra(trained))
@@ -109,21 +121,25 @@ class Desk:
         """The attempt ended in an error."""
         self._pausing.discard(lease.trial)
         trial = self.study.trials[lease.trial]
-        if lease.attempt != trial.attempt or lease.trial not in self.study.open_leases():
+        if lease.attempt != trial.attempt or not self.study.is_leased(lease.trial):
             return  # it ended before: what breaks after the last report of a lease changes nothing
         if cause == "checkpoint":
             self.study.forget_checkpoint(lease.trial)
         retry = self.study.failed(lease.trial, cause=cause, message=message, traceback=trace)
         self.keeper.sweep()
-        self._give_up_where_nothing_works(message)
+        if cause not in NOT_ITS_OWN:
+            self._give_up_where_nothing_works(lease.trial, message)
         after = "tries again" if retry else "failed"
         self.watcher.happened(f"trial {lease.trial} {after}: {cause}: {message.splitlines()[0] if message else ''}")
 
-    def _give_up_where_nothing_works(self, message: str) -> None:
+    def _give_up_where_nothing_works(self, trial: int, message: str) -> None:
         """End a run none of whose first attempts got through a single step: the fault is not in the configurations."""
         self._num_in_vain += 1
         if self.num_steps == 0 and self._num_in_vain >= ATTEMPTS_IN_VAIN:
-            self.close_down(f"none of the first {self._num_in_vain} attempts got through a step; the last: {message}")
+            self.in_vain = (
+                f"none of the first {self._num_in_vain} attempts got through a step; that of trial {trial}: {message}"
+            )
+            self.close_down(self.in_vain)
 
     # --- checkpoints ---
 
@@ -152,15 +168,18 @@ class Desk:
         """Give out no more leases, and put off each trial after its next report."""
         if not self.closing:
             self.closing, self.close_reason = True, reason
-            self.watcher.happened(f"stopping: {reason}")
-
-    def stop_now(self) -> None:
-        """End without waiting for anybody."""
-        self.close_down("stopped at once")
-        self.stops_now = True
+            self.watcher.said(f"stopping: {reason}")
 
     def round(self) -> None:
-        """What is done between events."""
+        """What is done between events.
+
+        Raises:
+            StoppedAtOnce: Nobody is to be waited for any more.
+        """
+        if self.stops_now:
+            raise StoppedAtOnce
+        if self.asked_by:
+            self.close_down(f"{self.asked_by}: the steps in progress are finished and saved; once more stops at once")
         self.keeper.delete_doomed()
         now = self._clock()
         if now - self._looked > 0.5:

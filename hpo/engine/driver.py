@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,20 +24,22 @@ from hpo.engine.cluster import (
     Resources,
     connected,
     guard_against_memory_monitor,
+    local_cpus,
     local_gpus,
+    nodes_alive,
     resources_on,
     shipped,
     tell_ray,
 )
-from hpo.engine.desk import Desk, Watcher
+from hpo.engine.desk import Desk, StoppedAtOnce, Watcher
 from hpo.engine.final_test import score_best
 from hpo.engine.study import Lease, Study
 from hpo.engine.trial_actor import Assignment, TrialActor, Workplace
-from hpo.errors import DataError, ReplayError
+from hpo.errors import DataError, ExperimentError, HpoError, ReplayError
 from hpo.experiment import changes, digest_of
 from hpo.experiment_file import ExperimentFile
 from hpo.protocols import Dataset, Setting
-from hpo.results import RunPaths, RunStore, Store, TensorBoardWriter, write_atomically
+from hpo.results import Entry, RunPaths, RunStore, Store, TensorBoardWriter, write_atomically
 
 TRAINABLE = "hpo"
 
@@ -137,9 +139,18 @@ def run(file: ExperimentFile, options: Options, watcher: RunWatcher, *, with_tes
         watcher.begins(opened)
         if not opened.nothing_to_do:
             _train_and_note(opened, options, watcher, resources)
+        elif not _ended_well(opened.store.entries):
+            opened.store.append("run_ended", detail={"state": "finished", "reason": ""})
         if with_test and opened.study.finished:
-            opened.tested = score_best(opened.study, opened.store, setting_of(opened, options, resources))
+            here = Resources(cpus=local_cpus(), gpus=min(local_gpus(), 1))
+            opened.tested = score_best(opened.study, opened.store, setting_of(opened, options, here))
     return opened
+
+
+def _ended_well(entries: Sequence[Entry]) -> bool:
+    """Whether the last driver lived to say that the run had finished."""
+    marks = [entry for entry in entries if entry.kind in ("run_started", "run_ended")]
+    return bool(marks) and marks[-1].detail.get("state") == "finished"
 
 
 def _train_and_note(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Resources) -> None:
@@ -162,11 +173,19 @@ def plan_resources(file: ExperimentFile, options: Options) -> Resources | None:
     Raises:
         ExperimentError: Not even one trial fits.
     """
+    if options.address is not None:
+        for name, value in (("--cpus", options.cpus), ("--gpus", options.gpus)):
+            if value is not None:
+                raise ExperimentError(
+                    f"{value} is for this machine, but --address {options.address} names a cluster",
+                    where=name,
+                    remedy="leave one of the two out; --concurrent limits the trials at a time",
+                )
     if options.address is not None or ray.is_initialized():
         return None
-    cpus = options.cpus if options.cpus is not None else os.cpu_count() or 1
+    cpus = options.cpus if options.cpus is not None else local_cpus()
     gpus = options.gpus if options.gpus is not None else local_gpus()
-    return resources_on(file.experiment.per_trial, cpus=cpus, gpus=gpus)
+    return _fitting(file, cpus=cpus, gpus=gpus)
 
 
 # --- opening -----------------------------------------------------------------------------------------------------
@@ -197,6 +216,7 @@ def open_run(file: ExperimentFile, dataset: Dataset, options: Options) -> OpenRu
     opened.nothing_to_do = opened.resumed and study.finished
     if opened.nothing_to_do:
         return opened
+    opened.paths.stop_request.unlink(missing_ok=True)  # of a run that was killed before it could heed it
     opened.store.append("run_started", detail=_run_detail(file, dataset, digest, resumed=opened.resumed))
     return opened
 
@@ -244,7 +264,7 @@ def _same_data(store: RunStore, dataset: Dataset) -> None:
 def _why_new(file: ExperimentFile, store: Store, options: Options) -> list[str]:
     """Why an earlier run of this experiment is not continued."""
     earlier = store.newest(file.name)
-    if earlier is None:
+    if earlier is None or earlier["digest"] is None:
         return []
     if options.fresh:
         return [f"a new run, as --fresh asks; the one before is {earlier['run_id']}"]
@@ -324,19 +344,41 @@ def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Re
             stop_request=opened.paths.stop_request,
         )
         keeper.sweep()
+        keeper.delete_strays(opened.paths.checkpoints)
         try:
             with watcher.stop_signals(desk):
                 _tune(opened, options, desk, resources)
-        finally:
+        except StoppedAtOnce:
             desk.hang_up()
+            raise
+        # After any other error nothing is noted: it may have come between a report and the decision on it, and the
+        # next driver makes up for what is missing.
+        desk.hang_up()
         opened.store.flush()
         keeper.delete_doomed()
+        if desk.in_vain:
+            raise HpoError(
+                desk.in_vain,
+                where=opened.file.shown,
+                remedy=f"see the traceback with `hpo logs {opened.file.name} 0`, mend it, and start the command again",
+            )
         return desk.close_reason
 
 
 def _ask_cluster(file: ExperimentFile) -> Resources:
-    totals = ray.cluster_resources()
-    return resources_on(file.experiment.per_trial, cpus=totals.get("CPU", 0), gpus=totals.get("GPU", 0))
+    nodes = nodes_alive()
+    return _fitting(
+        file,
+        cpus=max((node.get("CPU", 0) for node in nodes), default=0),
+        gpus=max((node.get("GPU", 0) for node in nodes), default=0),
+    )
+
+
+def _fitting(file: ExperimentFile, *, cpus: float, gpus: float) -> Resources:
+    try:
+        return resources_on(file.experiment.per_trial, cpus=cpus, gpus=gpus)
+    except ExperimentError as error:
+        raise error.inside(file.shown) from None
 
 
 def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources) -> None:
@@ -344,7 +386,7 @@ def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources) -
     limit = options.concurrent or 1_000_000
 
     def slots() -> int:
-        return min(limit, resources.slots(ray.cluster_resources()))
+        return min(limit, resources.slots(nodes_alive()))
 
     tell_ray(slots=slots())
     guard_against_memory_monitor()

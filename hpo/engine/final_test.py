@@ -27,12 +27,25 @@ def score_best(study: Study, store: RunStore, setting: Setting) -> Mapping[str, 
     for entry in store.entries:
         if entry.kind == "tested" and (entry.trial, entry.step) == (best.number, best.best_step):
             return dict(entry.detail["metrics"])
+    try:
+        metrics = _score(study, best, setting)
+    except HpoError:
+        raise
+    except Exception as error:
+        raise HpoError(
+            f"scoring trial {best.number} raised {type(error).__name__}: {error}",
+            where="--test",
+            remedy="the run is stored; mend the cause and start the same command again with --test",
+        ) from error
+    store.append("tested", trial=best.number, step=best.best_step, detail={"metrics": metrics})
+    return metrics
+
+
+def _score(study: Study, best: Trial, setting: Setting) -> dict[str, float]:
     trainer = study.experiment.task.begin(setting)
     trainer.begin(best.config, seed=best.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        metrics = dict(trainer.test(_weights(trainer, best, Path(scratch))))
-    store.append("tested", trial=best.number, step=best.best_step, detail={"metrics": metrics})
-    return metrics
+        return dict(trainer.test(_weights(trainer, best, Path(scratch))))
 
 
 def _weights(trainer: Trainer, best: Trial, scratch: Path) -> Path:

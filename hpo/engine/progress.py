@@ -45,15 +45,16 @@ def progress_of(desk: Desk, plan: Plan, *, now: float) -> Progress:
     """Where the desk's run stands at `now`, a reading of the desk's clock."""
     study = desk.study
     states: Counter[str] = Counter(trial.state.value for trial in study.trials)
-    states["waiting"] = study.num_trials - len(study.trials)
+    total = max(study.num_trials, len(study.trials))  # fewer may be asked for than there are already
+    states["waiting"] = total - len(study.trials)
     steps = sum(trial.step for trial in study.trials)
-    expected = _expected(study.trials, study.num_trials, plan)
+    expected = _expected(study.trials, total, plan)
     elapsed = now - desk.began
     rate = desk.num_steps / elapsed if desk.num_steps and elapsed > 0 else None
     best = study.best
     value = None if best is None or best.best_score is None else study.experiment.goal.sign * best.best_score
     return Progress(
-        trials=study.num_trials,
+        trials=total,
         by_state={state: number for state, number in states.items() if number},
         epochs=desk.num_steps,
         epochs_expected=max(expected, steps),

@@ -264,14 +264,18 @@ class Study:
             judge.on_end(ended)
         self._proposer.on_end(ended)
 
-    def failed(self, number: int, *, cause: str, message: str, traceback: str = "") -> bool:
-        """Whether the trial, whose attempt ended in an error, is to be tried again; it then waits for a place."""
+    def failed(self, number: int, *, cause: str, message: str, traceback: str = "", retry: bool | None = None) -> bool:
+        """Whether the trial, whose attempt ended in an error, is to be tried again; it then waits for a place.
+
+        In a replay the journal says whether it was (`retry`), since `max_failures` may have changed in between.
+        """
         trial = self.trials[number]
         if cause in NOT_ITS_OWN:
             trial.num_lost += 1
         else:
             trial.num_failures += 1
-        retry = trial.num_failures <= self.experiment.max_failures and trial.num_lost <= MAX_LOST
+        if retry is None:
+            retry = trial.num_failures <= self.experiment.max_failures and trial.num_lost <= MAX_LOST
         self._leased.discard(number)
         trial.cause, trial.reason = cause, message
         detail = {"cause": cause, "message": message, "traceback": traceback, "retry": retry}
@@ -349,7 +353,7 @@ class Study:
             step = Step(detail["metrics"], detail["epoch"], finished=detail["finished"])
             self.report(number, entry.step, step)
         elif entry.kind == "failed":
-            self.failed(number, cause=detail["cause"], message=detail["message"])
+            self.failed(number, cause=detail["cause"], message=detail["message"], retry=detail["retry"])
         elif entry.kind == "interrupted":
             self.interrupted(number, reason=detail["reason"])
         elif entry.kind == "checkpoint":
@@ -376,6 +380,10 @@ class Study:
             detail={"path": checkpoint.path},
         )
         self._forget_deleted(number, checkpoint.path)
+
+    def is_leased(self, number: int) -> bool:
+        """Whether an attempt at the trial is open."""
+        return number in self._leased
 
     def open_leases(self) -> list[int]:
         """Trials whose attempt is open: after a replay, those that the driver's end cut off."""

@@ -123,11 +123,12 @@ class TrialActor(Trainable):  # type: ignore[misc]
         return {MEASURED: trained, "training_iteration": trained.number, "done": False}
 
     def _step(self) -> Trained:
-        started = time.perf_counter()
         if self._number < 0:
             self._begin()
         assert self._trainer is not None  # noqa: S101 - _begin made it
+        started = time.perf_counter()
         step = self._trainer.step()
+        _check_metrics(step, goal=self._workplace.setting.metric)
         self._number += 1
         return Trained(self._number, step, time.perf_counter() - started, platform.node(), os.getpid())
 
@@ -154,6 +155,15 @@ class TrialActor(Trainable):  # type: ignore[misc]
         except Exception as problem:  # noqa: BLE001 - whatever it is must not end the trial
             error = f"{type(problem).__name__}: {problem}"
         return Saved(str(path), self._number, size, time.perf_counter() - started, error)
+
+
+def _check_metrics(step: Step, *, goal: str) -> None:
+    """Raise TypeError for what no store and no policy can use: this trial fails, and says so."""
+    if goal not in step.metrics:
+        raise TypeError(f"the step reports no {goal!r}, which is the goal; it reports {sorted(step.metrics)}")
+    for name, value in step.metrics.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"the metric {name!r} is {value!r}, not a Python number: use .item() for a tensor")
 
 
 def _here(experiment_file: Path) -> Path:

@@ -24,8 +24,13 @@ from hpo.errors import ExperimentError
         (Resources(cpus=1, gpus=1), {"CPU": 4}, 0),
     ],
 )
-def test_slots(resources: Resources, totals: dict[str, float], slots: int) -> None:
-    assert resources.slots(totals) == slots
+def test_slots_of_a_node(resources: Resources, totals: dict[str, float], slots: int) -> None:
+    assert resources.slots([totals]) == slots
+
+
+def test_a_trial_is_not_spread_over_nodes() -> None:
+    assert Resources(cpus=16, gpus=0).slots([{"CPU": 8}] * 4) == 0
+    assert Resources(cpus=3, gpus=0).slots([{"CPU": 8}, {"CPU": 4}]) == 3
 
 
 def test_a_core_instead_where_there_is_no_gpu() -> None:
@@ -47,10 +52,27 @@ def test_more_than_there_is(per_trial: PerTrial, message: str) -> None:
 
 
 def test_code_is_shipped_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("x.py", "beside.py", "parts/inner.py", ".venv/lib.py", "data/d.py", "notes.txt"):
+    for name in (
+        "x.py",
+        "beside.py",
+        "parts/inner.py",
+        "data/d.py",
+        ".git/g.py",
+        "env/pyvenv.cfg",
+        "env/e.py",
+        "n.txt",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("A = 1\n")
     with shipped(tmp_path / "x.py") as folder:
         found = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
-    assert found == ["beside.py", "parts/inner.py", "x.py"]
+    assert found == ["beside.py", "data/d.py", "parts/inner.py", "x.py"]
     assert not Path(folder).exists()
+
+
+def test_a_file_beside_thousands_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpo.engine.cluster.MOST_FILES", 3)
+    for number in range(4):
+        (tmp_path / f"x{number}.py").write_text("")
+    with pytest.raises(ExperimentError, match=r"(?s)x0\.py: there are more than 3 Python files.*folder of its own"):
+        shipped(tmp_path / "x0.py").__enter__()

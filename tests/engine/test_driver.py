@@ -13,7 +13,7 @@ from hpo.engine import driver
 from hpo.engine.desk import Desk
 from hpo.engine.driver import OpenRun, Options
 from hpo.engine.study import Study
-from hpo.errors import DataError, RunLocked
+from hpo.errors import DataError, HpoError, RunLocked
 from hpo.experiment_file import load
 from hpo.results import RunStore, Store, read_entries
 from hpo.trial import TrialState
@@ -43,6 +43,8 @@ class Quiet:
 
     def happened(self, line: str) -> None:
         self.lines.append(line)
+
+    said = happened
 
     def round(self, desk: Desk) -> None:
         if self._do is not None:
@@ -141,6 +143,18 @@ class TestFailures:
         assert [trial.cause for trial in opened.study.trials] == ["diverged"] * 3
         assert opened.study.finished
 
+    def test_a_run_that_cannot_begin_says_so(self, go: Callable[..., OpenRun], tmp_path: Path) -> None:
+        with pytest.raises(
+            HpoError, match=r"(?s)none of the first 6 attempts got through a step.*hpo logs toy_study 0"
+        ):
+            go("fixed={'fail_at': 1}, trials=20")
+        assert rows(tmp_path, "SELECT state FROM runs") == [{"state": "failed"}]
+
+    def test_a_metric_that_is_no_number_fails_the_trial_alone(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("fixed={'text_at': 2}, trials=1, max_failures=0")
+        assert opened.study.trials[0].state is TrialState.FAILED
+        assert "the metric 'score' is 'text', not a Python number" in opened.study.trials[0].reason
+
 
 class TestGoingOn:
     def test_a_run_that_was_asked_to_stop_goes_on_from_its_checkpoints(
@@ -176,6 +190,31 @@ class TestGoingOn:
         opened = go("fixed={'sleep_s': 0.1}, policy=NoStopping(50), trials=4", watcher=Quiet(ask))
         assert not opened.study.finished
         assert not opened.paths.stop_request.exists()
+
+    def test_a_driver_killed_after_the_last_trial_is_made_up_for(
+        self, go: Callable[..., OpenRun], tmp_path: Path
+    ) -> None:
+        opened = go("trials=2")
+        held = RunStore.open(tmp_path / "results", experiment="toy_study", run_id=opened.paths.run_id)
+        held.append("run_started", detail={**read_entries(opened.paths)[0].detail, "resumed": True})
+        held.close()
+        assert rows(tmp_path, "SELECT state FROM runs") == [{"state": "interrupted"}]
+        assert go("trials=2").nothing_to_do
+        assert rows(tmp_path, "SELECT state FROM runs") == [{"state": "finished"}]
+
+    def test_a_request_to_stop_that_nobody_heeded_does_not_stop_the_next(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("trials=2")
+        opened.paths.stop_request.touch()
+        assert go("trials=2", overrides={"trials": 4}).study.finished
+
+    def test_strays_of_killed_processes_are_deleted(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("trials=2, keep_checkpoints=1")
+        stray = opened.paths.checkpoint(1, 7, 7)
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_text("half")
+        go("trials=2, keep_checkpoints=1", overrides={"trials": 3})
+        assert not stray.exists()
+        assert list(opened.paths.checkpoints.rglob("*.pt"))
 
     def test_nothing_is_done_twice_and_more_trials_extend_it(self, go: Callable[..., OpenRun]) -> None:
         first = go()

@@ -293,6 +293,14 @@ class TestReplay:
         assert [trial.config for trial in study.trials[:4]] == first
         assert same(study, replayed(study, notes))
 
+    def test_the_journal_says_what_was_tried_again_whatever_is_allowed_now(self) -> None:
+        study, notes = begin(trials=2, max_failures=0)
+        study.lease()
+        study.failed(0, cause="error", message="no")
+        generous = Study(experiment(trials=2, max_failures=3), Notes())
+        generous.replay(notes.entries)
+        assert generous.trials[0].state is TrialState.FAILED
+
     def test_another_decision_than_the_recorded_one_is_an_error(self) -> None:
         study, notes = begin(trials=3)
         for number, score in enumerate((0.9, 0.5, 0.1)):

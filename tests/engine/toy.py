@@ -15,7 +15,7 @@ from hpo.errors import CheckpointError, DataError, ExperimentError
 from hpo.protocols import Dataset, Judge, Policy, Setting, Step, Task, Trainer
 from hpo.trial import GO_ON, Config, Decision, Ended, Pause, Report, Stop
 
-NAMES = ("x", "epochs", "sleep_s", "fail_at", "kill_at", "nan_at", "memory_at", "eat_at", "say")
+NAMES = ("x", "epochs", "sleep_s", "fail_at", "kill_at", "nan_at", "memory_at", "eat_at", "text_at", "say")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class ToyTrainer(Trainer):
         score = config["x"] * self.epoch / (self.epoch + 1)
         if config.get("nan_at") == self.epoch:
             score = float("nan")
+        if config.get("text_at") == self.epoch:
+            return Step({"score": "text", "loss": 0.0}, self.epoch)  # type: ignore[dict-item]
         return Step({"score": score, "loss": -score}, self.epoch, 10, finished=self.epoch == config.get("epochs"))
 
     def _break(self, config: Mapping[str, Any]) -> None:
