@@ -143,7 +143,10 @@ def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> 
     experiment = file.experiment
     driver.plan_resources(file, options)
     dataset = experiment.task.locate(options.data_dir)
-    console.print(f"[bold]{file.name}[/] {'(quick) ' if file.quick else ''}digest {file.digest}", highlight=False)
+    console.print(
+        f"[bold]{file.name}[/] {'(quick) ' if file.quick else ''}digest {driver.run_digest(file, dataset)}",
+        highlight=False,
+    )
     console.print_json(data={**experiment.describe(), "trials": experiment.num_trials})
     if dataset.fell_back:
         console.print(Text(f"! {dataset.fell_back}", style="bold yellow"), soft_wrap=True)

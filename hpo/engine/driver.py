@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -199,7 +199,7 @@ def open_run(file: ExperimentFile, dataset: Dataset, options: Options) -> OpenRu
         DataError: The data is not what the run began with.
         ReplayError: The journal gives other decisions than it records.
     """
-    digest = digest_of({"experiment": file.digest, "fell_back_on": dataset.name if dataset.fell_back else None})
+    digest = run_digest(file, dataset)
     notes = [dataset.fell_back] if dataset.fell_back else []
     store = Store(options.results)
     newest = None if options.fresh else store.newest(file.name, digest=digest)
@@ -221,11 +221,19 @@ def open_run(file: ExperimentFile, dataset: Dataset, options: Options) -> OpenRu
     return opened
 
 
+def run_digest(file: ExperimentFile, dataset: Dataset) -> str:
+    """The experiment's digest; another one where it runs on other data than it asks for."""
+    return digest_of({"experiment": file.digest, "on": dataset.name}) if dataset.fell_back else file.digest
+
+
 def _create(file: ExperimentFile, dataset: Dataset, options: Options, notes: list[str]) -> OpenRun:
     store = RunStore.create(options.results, experiment=file.name)
     description = {
         "file": file.shown,
-        "digest": file.digest,
+        "digest": run_digest(file, dataset),
+        "trials": file.experiment.num_trials,
+        "git_commit": _git_commit(file.path.parent),
+        "versions": _versions(),
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         "description": file.description,
@@ -290,10 +298,14 @@ def _run_detail(file: ExperimentFile, dataset: Dataset, digest: str, *, resumed:
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         "git_commit": _git_commit(file.path.parent),
-        "versions": {name: _version(name) for name in ("hpo", "ray", "torch", "torchvision", "pyarrow")},
+        "versions": _versions(),
         "host": platform.node(),
         "pid": os.getpid(),
     }
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in ("hpo", "ray", "torch", "torchvision", "pyarrow")}
 
 
 def _version(package: str) -> str | None:
@@ -432,7 +444,7 @@ class _Assigning:
     """Turns a lease into what the actor gets."""
 
     def __init__(self, opened: OpenRun, options: Options, resources: Resources) -> None:
-        self._paths = opened.paths
+        self._paths = replace(opened.paths, root=opened.paths.root.resolve())
         self._workplace = Workplace(str(opened.file.path), setting_of(opened, options, resources))
 
     def __call__(self, lease: Lease) -> Mapping[str, Any]:
@@ -442,8 +454,8 @@ class _Assigning:
             config=lease.config,
             seed=lease.seed,
             checkpoint=lease.checkpoint.path if lease.checkpoint else None,
-            checkpoints=str(self._paths.checkpoint(lease.trial, 1, 1).parent.resolve()),
-            log=str(self._paths.log(lease.trial).resolve()),
+            from_step=lease.checkpoint.step if lease.checkpoint else 0,
+            paths=self._paths,
         )
         return {"workplace": self._workplace, "assignment": assignment}
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from hpo.errors import ReplayError
+from hpo.engine.replay import Entry, Record, Replayed
 from hpo.experiment import Experiment
 from hpo.protocols import Judge, Step
 from hpo.search import GridSearch, RandomSearch
@@ -25,38 +25,6 @@ NOT_ITS_OWN = (LOST_NODE, "checkpoint")
 """Causes that are not the trial's own: it is tried again without being counted."""
 MAX_LOST = 20
 """A trial whose node is lost this often fails all the same: something about it ends nodes."""
-
-
-class Record(Protocol):
-    """Where a study's entries go: the journal of a run, or a list in a simulation."""
-
-    def __call__(
-        self,
-        kind: str,
-        *,
-        trial: int | None = None,
-        attempt: int | None = None,
-        step: int | None = None,
-        detail: Mapping[str, Any] | None = None,
-    ) -> object:
-        """Append one entry."""
-
-
-class Entry(Protocol):
-    """A recorded entry, as the journal gives it back."""
-
-    @property
-    def seq(self) -> int: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def trial(self) -> int | None: ...
-    @property
-    def attempt(self) -> int | None: ...
-    @property
-    def step(self) -> int | None: ...
-    @property
-    def detail(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +298,7 @@ class Study:
             ReplayError: The inputs give another outcome than was recorded.
         """
         before = self.record
-        replayed = _Replayed()
+        replayed = Replayed()
         self.record = replayed
         try:
             for entry in entries:
@@ -388,82 +356,6 @@ class Study:
     def open_leases(self) -> list[int]:
         """Trials whose attempt is open: after a replay, those that the driver's end cut off."""
         return sorted(self._leased)
-
-
-_KEYS = {
-    "proposed": ("config", "seed"),
-    "started": ("why", "from_step", "checkpoint"),
-    "report": ("score",),
-    "stopped": ("state", "policy"),
-    "paused": (),
-    "failed": ("cause", "retry"),
-    "interrupted": (),
-    "checkpoint": ("path",),
-    "unusable": ("path",),
-}
-"""What has to agree between a recorded entry and the replayed one, by kind; other kinds decide nothing."""
-
-
-_Said = tuple[str, int | None, int | None, int | None, Mapping[str, Any]]
-
-
-class _Replayed:
-    """Collects what the study says while it is fed, and holds each recorded entry against it."""
-
-    def __init__(self) -> None:
-        self._said: deque[_Said] = deque()
-
-    def __call__(
-        self,
-        kind: str,
-        *,
-        trial: int | None = None,
-        attempt: int | None = None,
-        step: int | None = None,
-        detail: Mapping[str, Any] | None = None,
-    ) -> None:
-        if kind in _KEYS:
-            self._said.append((kind, trial, attempt, step, detail or {}))
-
-    def hold_against(self, entry: Entry, feed: Callable[[Entry], None]) -> None:
-        """Feed the entry where it is not an outcome of one before, and compare."""
-        if not self._said:
-            feed(entry)
-        if entry.kind not in _KEYS:
-            return
-        if not self._said:
-            raise self._differs(entry, "nothing")
-        kind, trial, _, step, detail = self._said.popleft()
-        same = (kind, trial, step) == (entry.kind, entry.trial, entry.step)
-        if not same or any(not _equal(entry.detail.get(key), detail.get(key)) for key in _KEYS[kind]):
-            raise self._differs(entry, f"{kind} of trial {trial} at step {step} with {dict(detail)}")
-
-    @property
-    def unrecorded(self) -> list[_Said]:
-        """Outcomes of the last input that the journal does not hold."""
-        return list(self._said)
-
-    @staticmethod
-    def _differs(entry: Entry, said: str) -> ReplayError:
-        recorded = f"{entry.kind} of trial {entry.trial} at step {entry.step} with {dict(entry.detail)}"
-        return ReplayError(
-            f"the journal says {recorded}, but a replay gives {said}",
-            where=f"entry {entry.seq}",
-            remedy="this code decides otherwise than the code that began the run: begin a new one with --fresh",
-        )
-
-
-def _equal(recorded: Any, replayed: Any) -> bool:
-    if isinstance(recorded, float) and isinstance(replayed, float) and math.isnan(recorded):
-        return math.isnan(replayed)
-    return bool(_plain(recorded) == _plain(replayed))
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON gives it back."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return {key: _plain(part) for key, part in value.items()} if isinstance(value, Mapping) else value
 
 
 def _strongest(decisions: Iterable[Decision]) -> Decision:

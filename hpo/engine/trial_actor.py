@@ -20,6 +20,7 @@ from ray.tune import Trainable
 from hpo.errors import CheckpointError, HpoError
 from hpo.experiment_file import import_experiment
 from hpo.protocols import Setting, Step, Trainer
+from hpo.results import RunPaths
 
 MEASURED = "hpo"
 """Key of the step in the result that Tune passes on."""
@@ -48,12 +49,8 @@ class Assignment:
     config: Mapping[str, Any]
     seed: int
     checkpoint: str | None
-    checkpoints: str
-    log: str
-
-    def checkpoint_at(self, step: int) -> Path:
-        """Where this attempt keeps its state after `step`."""
-        return Path(self.checkpoints) / f"attempt-{self.attempt:02d}-step-{step:04d}.pt"
+    from_step: int
+    paths: RunPaths
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
 
     def train(self) -> dict[str, Any]:
         """Train one step of the assignment."""
-        with printing_to(self._assignment.log):
+        with printing_to(self._assignment.paths.log(self._assignment.trial)):
             try:
                 trained = self._step()
             except Exception as error:  # noqa: BLE001 - it is told to the driver as text
@@ -141,11 +138,12 @@ class TrialActor(Trainable):  # type: ignore[misc]
         self._number = 0
         if assignment.checkpoint is not None:
             self._trainer.load(Path(assignment.checkpoint))
-            self._number = step_of(assignment.checkpoint)
+            self._number = assignment.from_step
 
     def save(self, checkpoint_dir: str | None = None) -> Saved:
         """Write a checkpoint to the run's own folder; an error is told, not raised: training can go on without."""
-        path = self._assignment.checkpoint_at(self._number)
+        assignment = self._assignment
+        path = assignment.paths.checkpoint(assignment.trial, assignment.attempt, self._number)
         started = time.perf_counter()
         size, error = 0, ""
         try:
@@ -171,11 +169,6 @@ def _here(experiment_file: Path) -> Path:
     return Path.cwd() / experiment_file.name if brought else experiment_file
 
 
-def step_of(checkpoint: str) -> int:
-    """The step in the name of a checkpoint."""
-    return int(Path(checkpoint).stem.rsplit("-", 1)[1])
-
-
 def failure(error: Exception) -> AttemptFailed:
     """The error as text, its cause named in one word."""
     message = str(error) if isinstance(error, HpoError) else f"{type(error).__name__}: {error}"
@@ -194,9 +187,8 @@ def _cause(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def printing_to(path: str) -> Iterator[None]:
+def printing_to(log: Path) -> Iterator[None]:
     """Send what Python code prints and logs to the end of the file, line by line."""
-    log = Path(path)
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         log.open("a", encoding="utf-8", buffering=1) as out,
