@@ -1,6 +1,8 @@
 """Hyper-parameter tuning for PyTorch over many GPUs and nodes."""
 
-from hpo.experiment import Experiment, Goal, Maximize, Minimize, PerTrial
+from hpo.experiment import Experiment
+from hpo.goal import Goal, Maximize, Minimize
+from hpo.per_trial import PerTrial
 from hpo.scheduling import Asha, NoStopping, Patience
 from hpo.search import GridSearch, RandomSearch
 from hpo.space import choice, grid, lograndint, loguniform, quniform, randint, uniform

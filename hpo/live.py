@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.engine.desk import Desk
-from hpo.engine.driver import OpenRun
+from hpo.engine.opening import OpenRun
 from hpo.engine.plan import Plan, expected
 from hpo.engine.progress import Progress, progress_of
 

@@ -137,6 +137,7 @@ def _run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> int:
 
 def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> int:
     from hpo.engine import driver
+    from hpo.engine.opening import run_digest
     from hpo.engine.plan import expected
 
     options = _options(how)
@@ -144,7 +145,7 @@ def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> 
     driver.plan_resources(file, options)
     dataset = experiment.task.locate(options.data_dir)
     console.print(
-        f"[bold]{file.name}[/] {'(quick) ' if file.quick else ''}digest {driver.run_digest(file, dataset)}",
+        f"[bold]{file.name}[/] {'(quick) ' if file.quick else ''}digest {run_digest(file, dataset)}",
         highlight=False,
     )
     console.print_json(data={**experiment.describe(), "trials": experiment.num_trials})

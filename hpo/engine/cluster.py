@@ -20,7 +20,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from hpo.errors import ExperimentError, HpoError
-from hpo.experiment import PerTrial
+from hpo.per_trial import PerTrial
 
 _log = logging.getLogger(__name__)
 _ENVIRONMENT = {

@@ -11,7 +11,8 @@ import pytest
 
 from hpo.engine import driver
 from hpo.engine.desk import Desk
-from hpo.engine.driver import OpenRun, Options
+from hpo.engine.driver import Options
+from hpo.engine.opening import OpenRun
 from hpo.engine.study import Study
 from hpo.errors import DataError, HpoError, RunLocked
 from hpo.experiment_file import load

@@ -1,0 +1,190 @@
+"""Opening a run: the one to be continued, replayed, or a new one and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hpo.engine.study import Study
+from hpo.errors import DataError, ReplayError
+from hpo.experiment import changes, digest_of
+from hpo.experiment_file import ExperimentFile
+from hpo.protocols import Dataset
+from hpo.results import Entry, RunPaths, RunStore, Store, write_atomically
+
+
+@dataclass
+class OpenRun:
+    """A run that this driver holds.
+
+    Attributes:
+        file: The experiment.
+        dataset: What it trains on.
+        store: The one writer of its results.
+        study: Replayed.
+        notes: What a person should know before it goes on.
+        resumed: Whether the run had begun before.
+        nothing_to_do: Whether all of its trials had ended before.
+        tested: Metrics of the best trial on the test data, where they were asked for.
+    """
+
+    file: ExperimentFile
+    dataset: Dataset
+    store: RunStore
+    study: Study
+    notes: list[str]
+    resumed: bool
+    nothing_to_do: bool = False
+    tested: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> RunPaths:
+        """Its files."""
+        return self.store.paths
+
+
+def open_run(file: ExperimentFile, dataset: Dataset, *, results: Path, fresh: bool = False) -> OpenRun:
+    """The newest run of this experiment and data set, replayed; a new one where there is none or `fresh` asks for it.
+
+    Raises:
+        RunLocked: Another driver holds it.
+        DataError: The data is not what the run began with.
+        ReplayError: The journal gives other decisions than it records.
+    """
+    digest = run_digest(file, dataset)
+    notes = [dataset.fell_back] if dataset.fell_back else []
+    store = Store(results)
+    newest = None if fresh else store.newest(file.name, digest=digest)
+    if newest is None:
+        notes += _why_new(file, store, fresh=fresh)
+        opened = _create(file, dataset, results, notes)
+    else:
+        opened = _reopen(file, dataset, results, newest["run_id"], notes)
+    study = opened.study
+    study.extend_to(file.experiment.num_trials)
+    study.record = opened.store.append
+    for number in study.open_leases():
+        study.interrupted(number, reason="its driver ended")
+    opened.nothing_to_do = opened.resumed and study.finished
+    if opened.nothing_to_do:
+        return opened
+    opened.paths.stop_request.unlink(missing_ok=True)  # of a run that was killed before it could heed it
+    opened.store.append("run_started", detail=_run_detail(file, dataset, digest, resumed=opened.resumed))
+    return opened
+
+
+def run_digest(file: ExperimentFile, dataset: Dataset) -> str:
+    """The experiment's digest; another one where it runs on other data than it asks for."""
+    return digest_of({"experiment": file.digest, "on": dataset.name}) if dataset.fell_back else file.digest
+
+
+def _create(file: ExperimentFile, dataset: Dataset, results: Path, notes: list[str]) -> OpenRun:
+    store = RunStore.create(results, experiment=file.name)
+    description = {
+        "file": file.shown,
+        "digest": run_digest(file, dataset),
+        "trials": file.experiment.num_trials,
+        "git_commit": _git_commit(file.path.parent),
+        "versions": _versions(),
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "description": file.description,
+    }
+    write_atomically(store.paths.experiment_json, json.dumps(description, indent=2))
+    return OpenRun(file, dataset, store, Study(file.experiment, store.append), notes, resumed=False)
+
+
+def _reopen(file: ExperimentFile, dataset: Dataset, results: Path, run_id: str, notes: list[str]) -> OpenRun:
+    store = RunStore.open(results, experiment=file.name, run_id=run_id)
+    try:
+        _same_data(store, dataset)
+        if store.torn is not None:
+            notes.append(f"the journal's torn tail was cut: {store.torn}")
+        study = Study(file.experiment, store.append)
+        study.replay(store.entries)
+    except ReplayError as error:
+        store.close()
+        raise error.inside(f"run {run_id}") from None
+    except BaseException:
+        store.close()
+        raise
+    return OpenRun(file, dataset, store, study, notes, resumed=True)
+
+
+def _same_data(store: RunStore, dataset: Dataset) -> None:
+    began = next((entry.detail for entry in store.entries if entry.kind == "run_started"), None)
+    if began is not None and began["dataset_fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"its fingerprint is {dataset.fingerprint}, but the run began with {began['dataset_fingerprint']}",
+            where=f"data set {dataset.name}",
+            remedy="bring back the data that the run began with, or begin a new run with --fresh",
+        )
+
+
+def _why_new(file: ExperimentFile, store: Store, *, fresh: bool) -> list[str]:
+    """Why an earlier run of this experiment is not continued."""
+    earlier = store.newest(file.name)
+    if earlier is None or earlier["digest"] is None:
+        return []
+    if fresh:
+        return [f"a new run, as --fresh asks; the one before is {earlier['run_id']}"]
+    paths = RunPaths(store.root, file.name, earlier["run_id"])
+    try:
+        old = json.loads(paths.experiment_json.read_text(encoding="utf-8"))
+        lines = changes(old["description"], file.description) or [f"{old['dataset']} was its data set"]
+    except (OSError, ValueError, KeyError):
+        lines = ["what that one was cannot be read"]
+    more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+    return [f"a new run, because the experiment changed since {earlier['run_id']}: {'; '.join(lines[:3])}{more}"]
+
+
+def _run_detail(file: ExperimentFile, dataset: Dataset, digest: str, *, resumed: bool) -> dict[str, Any]:
+    experiment = file.experiment
+    return {
+        "resumed": resumed,
+        "goal": experiment.goal.metric,
+        "mode": experiment.goal.mode,
+        "trials": experiment.num_trials,
+        "digest": digest,
+        "quick": file.quick,
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "git_commit": _git_commit(file.path.parent),
+        "versions": _versions(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in ("hpo", "ray", "torch", "torchvision", "pyarrow")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit(folder: Path) -> str | None:
+    """Commit of the experiment's folder, with `+` where files differ from it; None outside of a repository."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def ended_well(entries: Sequence[Entry]) -> bool:
+    """Whether the last driver lived to say that the run had finished."""
+    marks = [entry for entry in entries if entry.kind in ("run_started", "run_ended")]
+    return bool(marks) and marks[-1].detail.get("state") == "finished"

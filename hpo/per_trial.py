@@ -1,0 +1,48 @@
+"""What one trial may use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hpo.errors import ExperimentError
+from hpo.protocols import Declared
+
+
+@dataclass(frozen=True)
+class PerTrial(Declared):
+    """The resources of one trial, per worker.
+
+    Args:
+        gpus: GPUs of each worker: a whole number, or a share below 1 where several trials share one. Where there
+            is no GPU at all, a trial gets `cpus` alone.
+        workers: Processes that train one trial together.
+        cpus: CPU cores of each worker.
+    """
+
+    gpus: float = 1
+    workers: int = 1
+    cpus: float = 1
+
+    def check(self) -> None:
+        """Raise ExperimentError for resources that no machine can give."""
+        for name in ("gpus", "cpus"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ExperimentError(f"{value!r} is not a number of at least 0", where=name, remedy="e.g. 1 or 0.25")
+            if value > 1 and value != int(value):
+                raise ExperimentError(
+                    f"{value!r} is neither whole nor below 1",
+                    where=name,
+                    remedy="a trial gets whole devices, or a share of one: e.g. 2 or 0.5",
+                )
+        if self.cpus == 0:
+            raise ExperimentError(
+                "0 leaves the trial no CPU core", where="cpus", remedy="give at least a share, e.g. 0.5"
+            )
+        if self.workers != 1 or isinstance(self.workers, bool):
+            raise ExperimentError(
+                f"{self.workers!r} is not 1, the number of processes that a trial trains in",
+                where="workers",
+                remedy="leave it out; run more trials side by side to use more devices",
+            )
