@@ -96,8 +96,10 @@ class TestARun:
         assert proposals[0] == proposals[1]
 
     def test_keeps_what_a_trial_printed(self, go: Callable[..., OpenRun]) -> None:
-        opened = go("fixed={'say': 'hello from'}, trials=2, policy=NoStopping(2)")
-        assert opened.paths.log(1).read_text() == "hello from 1\nhello from 2\n"
+        opened = go("fixed={'say': 'hello from'}, trials=5, policy=NoStopping(2)", concurrent=1)
+        assert [trial.attempt for trial in opened.study.trials] == [1] * 5  # one process prints for all of them
+        for trial in range(5):
+            assert opened.paths.log(trial).read_text() == "hello from 1\nhello from 2\n"
 
     def test_keeps_the_checkpoints_of_the_best(self, go: Callable[..., OpenRun]) -> None:
         opened = go("trials=6, policy=NoStopping(3), keep_checkpoints=2")
