@@ -104,14 +104,14 @@ def kill_once(ledger: Ledger, trials: int, kind: str, dice: random.Random, log: 
     driver = start(ledger.results, trials, log)
     deadline = time.monotonic() + 120
     while driver.poll() is None and ledger.show() <= before and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.5)
     time.sleep(dice.uniform(0.0, 1.5))
     killed = False
     if kind == "trial" and (victims := trial_processes(driver)):
         dice.choice(sorted(victims, key=lambda process: process.pid)).kill()
         killed = True
         # In half of the rounds the driver lives long enough to try the trial again, in a new process.
-        time.sleep(dice.uniform(8.0, 14.0) if dice.random() < 0.5 else dice.uniform(0.5, 4.0))
+        time.sleep(dice.uniform(6.0, 10.0) if dice.random() < 0.5 else dice.uniform(0.5, 4.0))
     ledger.show()
     if driver.poll() is None:
         os.kill(driver.pid, signal.SIGKILL)
@@ -152,13 +152,14 @@ def main() -> int:
     parse.add_argument("--kills", type=int, default=50)
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("--trials", type=int, default=8, help="Trials to begin with; raised when the study finishes.")
+    parse.add_argument("--minutes", type=float, default=600.0, help="Begin no round after so long.")
     options = parse.parse_args()
     dice = random.Random(options.seed)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hpo-chaos-") as folder:
         results, log = Path(folder) / "results", Path(folder) / "driver.log"
         ledger, trials, kills = Ledger(results), options.trials, 0
-        while kills < options.kills:
+        while kills < options.kills and time.monotonic() - began < 60 * options.minutes:
             kind = ("driver", "trial")[kills % 2]
             if kill_once(ledger, trials, kind, dice, log):
                 kills += 1
