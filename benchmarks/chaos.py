@@ -151,7 +151,7 @@ def main() -> int:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--kills", type=int, default=50)
     parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--trials", type=int, default=8, help="Trials to begin with; raised when the study finishes.")
+    parse.add_argument("--trials", type=int, default=300, help="Trials to begin with; raised when the study finishes.")
     parse.add_argument("--minutes", type=float, default=600.0, help="Begin no round after so long.")
     options = parse.parse_args()
     dice = random.Random(options.seed)

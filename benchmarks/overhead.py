@@ -19,7 +19,7 @@ from typing import Any
 
 from measuring import HERE, hpo_in_new_process, in_new_process, machine
 
-TRIALS, REPORTS, PLAIN_TRIALS = 400, 12_000, 16
+TRIALS, REPORTS, PLAIN_TRIALS = 400, 4000, 16
 
 
 def plain(kind: str, *, loggers: bool) -> dict[str, Any]:
