@@ -167,7 +167,8 @@ class TestGoingOn:
             if desk.num_steps == 5:
                 desk.close_down("the test asks")
 
-        settings = "fixed={'sleep_s': 0.02}, policy=NoStopping(6), trials=4"
+        # More steps than the stop at 5 leaves to one trial, however late the process of the other starts.
+        settings = "fixed={'sleep_s': 0.02}, policy=NoStopping(12), trials=4"
         first = go(settings, watcher=Quiet(stop_soon))
         assert not first.study.finished
         assert rows(tmp_path, "SELECT state FROM runs") == [{"state": "interrupted"}]
@@ -179,7 +180,7 @@ class TestGoingOn:
         resumed = [entry for entry in read_entries(second.paths) if entry.detail.get("why") == "resumed"]
         assert resumed
         assert any(entry.detail["from_step"] > 0 for entry in resumed)
-        assert len(rows(tmp_path, "SELECT * FROM reports")) == 24
+        assert len(rows(tmp_path, "SELECT * FROM reports")) == 48
         assert_replays(second)
 
     def test_a_stop_request_ends_it_as_ctrl_c_would(self, go: Callable[..., OpenRun]) -> None:
