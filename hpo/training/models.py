@@ -15,7 +15,7 @@ _DROPOUT = number(0.3, least=0, below=1)
 
 
 class ConvNet(nn.Module):
-    """A plain convolutional network: convolution, batch norm, ReLU for each filter, halved after every second.
+    """A plain convolutional network: convolution, batch norm, ReLU for each filter, halved at every second.
 
     Args:
         in_channels: Channels of the images.
@@ -46,10 +46,10 @@ class ConvNet(nn.Module):
             layers += [
                 nn.Conv2d(before, after, kernel_size, padding=kernel_size // 2, bias=False),
                 nn.BatchNorm2d(after),
-                nn.ReLU(inplace=True),
             ]
             if index % 2:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil: a 1 x 1 map stays one
+            layers.append(nn.ReLU(inplace=True))  # after the pooling: the same numbers, for a quarter of the work
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(filters[-1], num_classes)
