@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hpo import Experiment, Maximize, NoStopping, PerTrial, uniform
 from hpo.errors import ExperimentError
-from hpo.protocols import Dataset, Setting, Step, Task, Trainer
+from hpo.files import write_atomically
+from hpo.protocols import Dataset, Setting, Snapshot, Step, Task, Trainer
 from hpo.trial import Config
 
 
@@ -35,6 +36,14 @@ class Trivial(Task):
         return 0.0
 
 
+@dataclass(frozen=True)
+class TrivialSnapshot(Snapshot):
+    epoch: int
+
+    def write(self, path: Path) -> int:
+        return write_atomically(path, lambda file: file.write(str(self.epoch).encode()))
+
+
 class TrivialTrainer(Trainer):
     def begin(self, config: Config, *, seed: int) -> None:
         self._x, self._epoch = float(config["x"]), 0  # type: ignore[arg-type]
@@ -43,9 +52,8 @@ class TrivialTrainer(Trainer):
         self._epoch += 1
         return Step({"score": self._x}, self._epoch)
 
-    def save(self, path: Path) -> int:
-        path.write_text(str(self._epoch))
-        return 1
+    def snapshot(self) -> Snapshot:
+        return TrivialSnapshot(self._epoch)
 
     def load(self, path: Path) -> None:
         self._epoch = int(path.read_text())

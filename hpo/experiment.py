@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from hpo.errors import ExperimentError
 from hpo.goal import Goal
@@ -17,7 +17,7 @@ from hpo.protocols import Declared, Policy, Search, Task, described
 from hpo.space import Domain, Space, is_value
 from hpo.trial import Config
 
-RUN_FIELDS = ("trials", "seed", "max_failures", "checkpoint_every_s", "keep_checkpoints")
+RUN_FIELDS = ("trials", "seed", "concurrent", "max_failures", "checkpoint_every_s", "keep_checkpoints")
 """Fields of an experiment that `quick` and `--set` may change by name."""
 
 
@@ -35,6 +35,8 @@ class Experiment:
         policy: One policy or several; the first stop wins, and at most one may pause trials.
         search: How configurations are chosen; by default independent draws, and grids crossed.
         per_trial: Resources of each trial.
+        concurrent: Trials at a time, at most; None: as many as `per_trial` lets fit. "auto": as many for each GPU as
+            train fastest together, which the first trials find out once; `per_trial.gpus` is where they begin.
         seed: Everything random follows from it.
         quick: What `--quick` changes: run fields (`trials`), settings of a part (`asha.max_epochs`), or values of
             hyper-parameters (`train_samples`).
@@ -52,6 +54,7 @@ class Experiment:
     policy: Policy | tuple[Policy, ...] = ()
     search: Search | None = None
     per_trial: PerTrial = field(default_factory=PerTrial)
+    concurrent: int | Literal["auto"] | None = None
     seed: int = 0
     quick: Mapping[str, Any] = field(default_factory=dict)
     max_failures: int = 1
@@ -98,6 +101,7 @@ class Experiment:
         Every value that a domain can take at its ends, and every choice, is shown to the task.
         """
         _check_numbers(self)
+        check_concurrent(self.concurrent, per_trial=self.per_trial)
         _check_goal_and_end(self)
         _check_fixed(self)
         self.domains.check_conditions(self.fixed)
@@ -296,6 +300,24 @@ def _check_numbers(experiment: Experiment) -> None:
             raise ExperimentError(
                 f"{value!r} is not {what} of at least {least:g}", where=where, remedy=f"e.g. {where}={max(least, 1):g}"
             )
+
+
+def check_concurrent(value: object, *, per_trial: PerTrial) -> None:
+    """Raise ExperimentError for what cannot be a number of trials at a time."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return
+    if value != "auto":
+        raise ExperimentError(
+            f'{value!r} is neither an integer of at least 1 nor "auto"',
+            where="concurrent",
+            remedy='e.g. concurrent=4, concurrent="auto", or leave it out for as many trials as fit',
+        )
+    if per_trial.gpus > 1:
+        raise ExperimentError(
+            f'"auto" finds how many trials share a GPU, but per_trial.gpus={per_trial.gpus:g} gives a trial several',
+            where="concurrent",
+            remedy="lower per_trial.gpus to 1 or less, or leave concurrent out",
+        )
 
 
 def _check_goal_and_end(experiment: Experiment) -> None:

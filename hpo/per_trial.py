@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from hpo.errors import ExperimentError
 from hpo.protocols import Declared
 
+UNITS = 10_000
+"""Shares of a device are counted in ten-thousandths, by Ray as well."""
+
 
 @dataclass(frozen=True)
 class PerTrial(Declared):
@@ -17,12 +20,15 @@ class PerTrial(Declared):
         gpus: GPUs of each worker: a whole number, or a share below 1 where several trials share one. Where there
             is no GPU at all, a trial gets `cpus` alone.
         workers: Processes that train one trial together.
-        cpus: CPU cores of each worker.
+        cpus: CPU cores of each worker; it trains with as many threads, with at least one.
+        data_memory_fraction: Share of a GPU's memory, or of the trial's share of one, that its data may take, in
+            (0, 1]; what does not fit is streamed.
     """
 
     gpus: float = 1
     workers: int = 1
     cpus: float = 1
+    data_memory_fraction: float = 0.25
 
     def check(self) -> None:
         """Raise ExperimentError for resources that no machine can give."""
@@ -36,6 +42,12 @@ class PerTrial(Declared):
                     where=name,
                     remedy="a trial gets whole devices, or a share of one: e.g. 2 or 0.5",
                 )
+            if 0 < value < 1 / UNITS:
+                raise ExperimentError(
+                    f"{value!r} is a share below {1 / UNITS:g}, the smallest that Ray gives out",
+                    where=name,
+                    remedy="give a larger share, e.g. 0.25",
+                )
         if self.cpus == 0:
             raise ExperimentError(
                 "0 leaves the trial no CPU core", where="cpus", remedy="give at least a share, e.g. 0.5"
@@ -45,4 +57,9 @@ class PerTrial(Declared):
                 f"{self.workers!r} is not 1, the number of processes that a trial trains in",
                 where="workers",
                 remedy="leave it out; run more trials side by side to use more devices",
+            )
+        share = self.data_memory_fraction
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ExperimentError(
+                f"{share!r} is not a number above 0 and up to 1", where="data_memory_fraction", remedy="e.g. 0.25"
             )

@@ -86,6 +86,10 @@ class Setting:
         cache_dir: Folder of this node for decoded data.
         metric: Name of the goal metric.
         sign: 1 where larger metric values are better, -1 where smaller ones are.
+        gpus: GPUs of the trial: a share below 1 where several trials share one, 0 on a CPU.
+        data_memory_fraction: Share of the GPU's memory, or of the trial's share of it, that data may take, in (0, 1].
+        planned_epochs: Epochs that each process is likely to train until the study ends, of all its trials together;
+            None where nobody knows.
     """
 
     device: str
@@ -94,6 +98,9 @@ class Setting:
     cache_dir: Path
     metric: str
     sign: int = 1
+    gpus: float = 0
+    data_memory_fraction: float = 0.25
+    planned_epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,9 @@ class Step:
         lr: Learning rate at the end of the step, where there is one.
         chunk: Piece of growing data, where there is one.
         finished: The trial has had all the steps that its own configuration gives it.
-        device_memory_mb: Peak memory of the device in MiB, where it is known.
+        device_memory_mb: Peak memory of the trial on its device in MiB, where it is known.
+        device_memory_total_mb: Memory of the whole device in MiB, where it is known.
+        notes: How the trial trains, by name, where that was a choice; each told once, and again when it changes.
     """
 
     metrics: Mapping[str, float]
@@ -117,6 +126,22 @@ class Step:
     chunk: int | None = None
     finished: bool = False
     device_memory_mb: float | None = None
+    device_memory_total_mb: float | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+class Snapshot(ABC):
+    """A trial's state at one moment, copied: training on changes nothing of it."""
+
+    @abstractmethod
+    def write(self, path: Path) -> int:
+        """Size in bytes of the file that now holds it; called once, from any thread, also while the trainer trains.
+
+        It leaves a whole file or none, and what was there before where it fails.
+
+        Raises:
+            OSError: The folder is missing, or the disk is full.
+        """
 
 
 class Trainer(ABC):
@@ -125,7 +150,8 @@ class Trainer(ABC):
     Laws, which an inheritable test class holds against every trainer:
       * after `begin(config, seed=s)` it behaves like one in a new process, bit for bit on a CPU;
       * n steps give what k steps, `save`, `load` in a new process, and n - k steps give, bit for bit on a CPU;
-      * `save` leaves a whole file or none.
+      * a snapshot that is written after further steps, or after another `begin`, gives the file that it would have
+        given at once.
     """
 
     @abstractmethod
@@ -137,12 +163,19 @@ class Trainer(ABC):
         """Train one step (an epoch by default) and measure."""
 
     @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """All that is needed to continue, and the best weights so far.
+
+        It is what training waits for, so it copies to where the state is; what takes longer belongs into `write`.
+        """
+
     def save(self, path: Path) -> int:
-        """Write all that is needed to continue, and the best weights so far; returns the size in bytes."""
+        """Size in bytes of the file that now holds what `snapshot` gives."""
+        return self.snapshot().write(path)
 
     @abstractmethod
     def load(self, path: Path) -> None:
-        """Continue from what `save` wrote, after `begin` with the same configuration.
+        """Continue from a snapshot's file, after `begin` with the same configuration.
 
         Raises:
             CheckpointError: It is missing, cut off, damaged, or of another configuration.

@@ -28,6 +28,10 @@ INTERRUPTED = 130
 _POSITIVE = click.IntRange(min=1)
 
 
+def _number_or_auto(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    return value if value in (None, "auto") else _POSITIVE(value, param, ctx)
+
+
 @click.command("run")
 @click.argument("file", metavar="FILE")
 @click.option("--trials", type=_POSITIVE, help="Trials in total, instead of the experiment's.")
@@ -40,7 +44,12 @@ _POSITIVE = click.IntRange(min=1)
 )
 @click.option("--cpus", type=_POSITIVE, help="CPU cores to use on this machine.")
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs to use on this machine.")
-@click.option("--concurrent", type=_POSITIVE, help="Trials at a time, at most.")
+@click.option(
+    "--concurrent",
+    callback=_number_or_auto,
+    metavar="N|auto",
+    help="Trials at a time, at most; auto: measure how many a GPU bears.",
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Seed, instead of the experiment's.")
 @click.option("--data-dir", metavar="DIR", help="Where to look for data sets first.")
 @click.option("--fresh", is_flag=True, help="Begin a new run, whatever there is.")
@@ -142,7 +151,7 @@ def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> 
 
     options = _options(how)
     experiment = file.experiment
-    driver.plan_resources(file, options)
+    places = driver.planned_places(file, options)
     dataset = experiment.task.locate(options.data_dir)
     console.print(
         f"[bold]{file.name}[/] {'(quick) ' if file.quick else ''}digest {run_digest(file, dataset)}",
@@ -159,6 +168,7 @@ def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> 
         f"about {plan.epochs} epochs in total, {plan.epochs_without_stopping} with no stopping ({saved:.0%} saved)",
         highlight=False,
     )
+    console.print(places, highlight=False, soft_wrap=True)
     draws = experiment.domains
     configs = [
         draws.draw(experiment.fixed, seed=experiment.seed, trial=trial)

@@ -68,6 +68,23 @@ class TestRefused:
             ({"per_trial": PerTrial(gpus=1.5)}, r"per_trial\.gpus: 1\.5 is neither whole nor below 1"),
             ({"per_trial": PerTrial(cpus=0)}, r"per_trial\.cpus: 0 leaves the trial no CPU core"),
             ({"per_trial": PerTrial(workers=2)}, r"per_trial\.workers: 2 is not 1"),
+            ({"per_trial": PerTrial(gpus=1e-5)}, r"per_trial\.gpus: 1e-05 is a share below 0\.0001"),
+            ({"per_trial": PerTrial(cpus=1e-5)}, r"per_trial\.cpus: 1e-05 is a share below 0\.0001"),
+            *(
+                (
+                    {"per_trial": PerTrial(data_memory_fraction=share)},
+                    rf"data_memory_fraction: {share!r} is not a number",
+                )
+                for share in (0, 1.5, True, "all")
+            ),
+            *(
+                ({"concurrent": value}, rf"concurrent: {value!r} is neither an integer of at least 1 nor \"auto\"")
+                for value in (0, 1.5, True, "all")
+            ),
+            (
+                {"concurrent": "auto", "per_trial": PerTrial(gpus=2)},
+                r"concurrent: \"auto\" finds how many.*per_trial\.gpus=2 gives a trial several",
+            ),
             ({"search": GridSearch()}, r"space\.x: uniform cannot be crossed by GridSearch"),
             ({"space": {"x": uniform(0, 1).when(say="a")}}, r"space\.x: its condition names 'say'"),
         ],
@@ -94,6 +111,12 @@ class TestOverrides:
         assert changed.fixed == {"say": "b", "x": 0.5, "sleep_s": 0.1}
         assert not changed.space
         assert changed.per_trial.gpus == 0
+
+    def test_concurrent_is_a_field(self) -> None:
+        for value in (3, "auto", None):
+            changed = experiment(concurrent=2).with_overrides({"concurrent": value}, source="--set")
+            changed.check()
+            assert changed.concurrent == value
 
     def test_fixing_a_parent_drops_what_can_no_longer_be(self) -> None:
         space = {
@@ -142,7 +165,14 @@ class TestDigest:
         assert self.digest(**settings) != self.digest()
 
     @pytest.mark.parametrize(
-        "settings", [{"trials": 40}, {"per_trial": PerTrial(gpus=0)}, {"quick": {"trials": 1}}, {"keep_checkpoints": 1}]
+        "settings",
+        [
+            {"trials": 40},
+            {"per_trial": PerTrial(gpus=0)},
+            {"quick": {"trials": 1}},
+            {"keep_checkpoints": 1},
+            {"concurrent": 3},
+        ],
     )
     def test_does_not_cover_how_much_and_where(self, settings: dict[str, Any]) -> None:
         assert self.digest(**settings) == self.digest()

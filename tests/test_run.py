@@ -55,6 +55,7 @@ class TestErrors:
         [
             (("--set", "x"), "error: --set: 'x' is not NAME=VALUE"),
             (("--set", "y=1"), "--set: y: nobody takes it"),
+            (("--concurrent", "auto", "--set", "per_trial.gpus=2"), '--concurrent: "auto" finds how many'),
             (("--set", "per_trial.gpus=1.5"), "per_trial.gpus: 1.5 is neither whole nor below 1"),
         ],
     )
@@ -122,6 +123,35 @@ class TestDryRun:
         assert "checkpoints: up to 0.0 MiB each, 5 kept" in out
         assert '"say": "hi"' in out
         assert not (tmp_path / "results").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "line"),
+        [
+            (("--cpus", "6"), "each trial gets 1 CPU core; 6 at a time"),
+            (("--cpus", "6", "--concurrent", "2"), "each trial gets 1 CPU core; 2 at a time"),
+            (("--cpus", "6", "--set", "concurrent=3"), "each trial gets 1 CPU core; 3 at a time"),
+            (("--cpus", "6", "--concurrent", "auto"), "each trial gets 1 CPU core; 6 at a time"),
+            (
+                ("--cpus", "8", "--gpus", "2", "--set", "per_trial.gpus=0.25"),
+                "each trial gets 1 CPU core and 0.25 of a GPU; 8 at a time",
+            ),
+            (
+                ("--cpus", "8", "--gpus", "2", "--set", "per_trial.gpus=1", "--concurrent", "auto"),
+                "each trial begins with 1 CPU core and 1 GPU; 2 at a time, and more as far as measuring finds them",
+            ),
+            (("--address", "x:1", "--set", "per_trial.gpus=1"), "1 CPU core and 1 GPU; the cluster says how many fit"),
+        ],
+    )
+    def test_says_what_each_trial_gets(self, study: Path, words: tuple[str, ...], line: str) -> None:
+        code, out, err = typed(study, "--dry-run", *words)
+        assert code == 0, err
+        assert line in out
+
+    @pytest.mark.parametrize("value", ["0", "many", "-1"])
+    def test_concurrent_is_a_number_or_auto(self, study: Path, value: str) -> None:
+        code, _, err = typed(study, "--dry-run", "--concurrent", value)
+        assert code == 2
+        assert "Invalid value for '--concurrent'" in err
 
     def test_quick_is_applied(self, study: Path) -> None:
         _, out, _ = typed(study, "--dry-run", "--quick")

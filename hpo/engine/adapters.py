@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
+from hpo.engine.checkpoint_writer import Written
 from hpo.engine.cluster import KilledForMemory
 from hpo.engine.desk import Desk
 from hpo.engine.study import LOST_NODE, Lease
@@ -28,6 +29,7 @@ class LeaseTrial(RayTrial):  # type: ignore[misc]
     lease: Lease
     failure: BaseException | None = None
     saved: Saved | None = None
+    process: str = ""
 
     def init_local_path(self) -> None:
         """Name a folder, as Tune expects, but make none."""
@@ -81,7 +83,7 @@ class StudySearch(_Unpickled, SearchAlgorithm):  # type: ignore[misc]
 
     def next_trial(self) -> RayTrial | None:
         """A Tune trial for the next lease, or None where no place is free or nothing is to be trained."""
-        if self._desk.closing or self._desk.study.num_leased >= max(self._slots(), 1):
+        if self._desk.emptying or self._desk.study.num_leased >= max(self._slots(), 1):
             return None
         lease = self._desk.lease()
         if lease is None:
@@ -97,12 +99,17 @@ class StudySearch(_Unpickled, SearchAlgorithm):  # type: ignore[misc]
         return trial
 
     def is_finished(self) -> bool:
-        """Whether no lease will ever follow; as long as one may, Tune keeps idle processes."""
-        return self._desk.closing or self._desk.study.finished
+        """Whether no lease will ever follow; as long as one may, Tune keeps idle processes.
+
+        The answer waits for the last files: Tune gives processes that it has no use for a few seconds to end.
+        """
+        self._desk.await_files()
+        return self._desk.emptying or self._desk.study.finished
 
     def set_finished(self) -> None:
         """Tune ends the run."""
-        self._desk.close_down("Ray Tune ended the run")
+        if not self._desk.emptying:
+            self._desk.close_down("Ray Tune ended the run")
 
 
 class StudyScheduler(_Unpickled, TrialScheduler):  # type: ignore[misc]
@@ -124,7 +131,8 @@ class StudyScheduler(_Unpickled, TrialScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: LeaseTrial) -> None:
         """The lease ended in an error."""
         cause, message, trace = explain(trial.failure)
-        self._desk.failed(trial.lease, cause=cause, message=message, trace=trace)
+        told = written_before(trial.failure)
+        self._desk.failed(trial.lease, cause=cause, message=message, trace=trace, process=trial.process, written=told)
 
     def on_trial_complete(self, tune_controller: Any, trial: LeaseTrial, result: Mapping[str, Any]) -> None:
         """The lease ended as decided."""
@@ -155,6 +163,7 @@ class StudyCallback(_Unpickled, Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
         """A lease got its place."""
+        trial.process = trial.temporary_state.ray_actor._actor_id.hex()
         self._desk.training.add((trial.lease.trial, trial.lease.attempt))
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
@@ -166,9 +175,9 @@ class StudyCallback(_Unpickled, Callback):  # type: ignore[misc]
         self._desk.training.discard((trial.lease.trial, trial.lease.attempt))
 
     def on_trial_save(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
-        """A save ended, well or not."""
+        """A snapshot was taken, or could not be."""
         if trial.saved is not None:
-            self._desk.saved(trial.lease, trial.saved)
+            self._desk.saved(trial.lease, trial.saved, process=trial.process)
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         """Tune went round its loop."""
@@ -176,7 +185,7 @@ class StudyCallback(_Unpickled, Callback):  # type: ignore[misc]
 
 
 class DeskStopper(_Unpickled, Stopper):  # type: ignore[misc]
-    """Ends Tune's loop when the desk closes and nobody trains, though leases may still wait for a place."""
+    """Ends Tune's loop when the desk empties and nobody trains, though leases may still wait for a place."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -187,7 +196,14 @@ class DeskStopper(_Unpickled, Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Whether nothing is left to wait for."""
-        return self._desk.closing and not self._desk.training
+        self._desk.await_files()
+        return self._desk.emptying and not self._desk.training
+
+
+def written_before(error: BaseException | None) -> tuple[Written, ...]:
+    """The checkpoints that a process wrote before its step raised this."""
+    original = error.cause if isinstance(error, RayTaskError) else error
+    return original.written if isinstance(original, AttemptFailed) else ()
 
 
 _SIGNS_OF_A_LOST_NODE = ("node has died", "node was terminated", "NodeDiedError", "ObjectLostError")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from hpo.errors import ExperimentError, HpoError
-from hpo.per_trial import PerTrial
+from hpo.per_trial import UNITS, PerTrial
 
 _log = logging.getLogger(__name__)
 _ENVIRONMENT = {
@@ -82,6 +83,12 @@ class Resources:
     cpus: float
     gpus: float
 
+    def __str__(self) -> str:
+        cores = f"{self.cpus:g} CPU core{'s' if self.cpus > 1 else ''}"
+        if not self.gpus:
+            return cores
+        return f"{cores} and {self.gpus:g} {'of a GPU' if self.gpus < 1 else 'GPU' if self.gpus == 1 else 'GPUs'}"
+
     @property
     def device(self) -> str:
         """Where a trial's tensors live."""
@@ -92,6 +99,15 @@ class Resources:
         """Intra-op threads that the trial's cores bear."""
         return max(1, int(self.cpus))
 
+    @property
+    def trials_per_gpu(self) -> int:
+        """Trials that share one GPU; 0 where none has one."""
+        return int(1 / self.gpus + 1e-9) if self.gpus else 0
+
+    def sharing(self, trials_per_gpu: int) -> Resources:
+        """The same with so many trials on each GPU."""
+        return replace(self, gpus=_counted(1 / trials_per_gpu))
+
     def slots(self, nodes: Iterable[Mapping[str, float]]) -> int:
         """Trials that fit at once on nodes with these resources; a trial is never spread over several."""
         return sum(self._on_node(node) for node in nodes)
@@ -101,8 +117,13 @@ class Resources:
         if self.gpus:
             # Shares of a GPU do not add up across GPUs: three trials of 0.4 are two on one GPU and one on the next.
             gpus = node.get("GPU", 0)
-            fits.append(gpus * int(1 / self.gpus + 1e-9) if self.gpus < 1 else gpus / self.gpus)
+            fits.append(gpus * self.trials_per_gpu if self.gpus < 1 else gpus / self.gpus)
         return int(min(fits) + 1e-9)
+
+
+def _counted(quantity: float) -> float:
+    """Rounded down as Ray counts, which itself rounds to the nearest: six trials of 0.1667 are no GPU any more."""
+    return math.floor(quantity * UNITS + 1e-6) / UNITS if quantity < 1 else quantity
 
 
 def nodes_alive() -> list[Mapping[str, float]]:
@@ -128,7 +149,7 @@ def resources_on(per_trial: PerTrial, *, cpus: float, gpus: float) -> Resources:
     Raises:
         ExperimentError: Not even one trial fits.
     """
-    wanted = Resources(cpus=per_trial.cpus, gpus=per_trial.gpus if gpus else 0.0)
+    wanted = Resources(cpus=_counted(per_trial.cpus), gpus=_counted(per_trial.gpus) if gpus else 0.0)
     for name, want, have in (("gpus", wanted.gpus, gpus), ("cpus", wanted.cpus, cpus)):
         if want > have:
             raise ExperimentError(

@@ -7,12 +7,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpo.engine.checkpoints import CheckpointKeeper
-from hpo.engine.study import NOT_ITS_OWN, Checkpoint, Lease, Study
+from hpo.engine.calibration import Calibration
+from hpo.engine.checkpoint_writer import Written
+from hpo.engine.checkpoints import PATIENCE_S, CheckpointKeeper
+from hpo.engine.study import CROWDED, NOT_ITS_OWN, Checkpoint, Lease, Study
 from hpo.engine.trial_actor import Saved, Trained
 from hpo.trial import GoOn, Pause, Stop
 
 ATTEMPTS_IN_VAIN = 6
+NEWS_WITHIN_S = 1.0
+"""A file that is older is looked for: the next result of its process, which tells more, may take minutes."""
+LOOK_EVERY_S = 0.003
+"""Between two looks for a file that nothing but is waited for: writing a small one takes about as long."""
+MOVING = "another number of trials a GPU comes next"
 
 
 class StoppedAtOnce(KeyboardInterrupt):
@@ -64,6 +71,8 @@ class Desk:
         self.busy_s = 0.0
         self.began = clock()
         self.num_gpus = num_gpus
+        self.calibration: Calibration | None = None
+        self._told_choice = False
         self._clock, self._stop_request = clock, stop_request
         self._wanted: set[tuple[int, int]] = set()
         self._pausing: set[int] = set()
@@ -74,7 +83,9 @@ class Desk:
 
     def lease(self) -> Lease | None:
         """The next lease of the study, once the states of paused trials are on disk: any may be promoted."""
-        if self._pausing:
+        self.keeper.look(paused=True)
+        self.await_files(for_paused=True)
+        if self._pausing or self.keeper.waits(for_paused=True):
             return None
         lease = self.study.lease()
         if lease is not None:
@@ -86,23 +97,27 @@ class Desk:
 
     def report(self, lease: Lease, trained: Trained) -> bool:
         """Whether the lease goes on after this step."""
+        self._told(trained.written)
         if lease.attempt != self.study.trials[lease.trial].attempt or not self.study.is_leased(lease.trial):
             return False  # another attempt replaced it
         self.num_steps += 1
         self.busy_s += trained.step_s
+        if trained.step.notes:
+            self.study.record("trains", trial=lease.trial, step=trained.number, detail=dict(trained.step.notes))
         decision = self.study.report(lease.trial, trained.number, trained.step, self._extra(trained))
         if isinstance(decision, Stop):
             self.watcher.happened(f"trial {lease.trial} {self.study.trials[lease.trial].state}: {decision.reason}")
         elif isinstance(decision, Pause):
             self._pausing.add(lease.trial)
             self.watcher.happened(f"trial {lease.trial} paused: {decision.reason}")
-        put_off = self.closing and isinstance(decision, GoOn)
+        self._calibrate(trained)
+        put_off = self.emptying and isinstance(decision, GoOn)
         if put_off or self.keeper.due(lease.trial, decision):
             self._wanted.add((lease.trial, lease.attempt))
         if isinstance(decision, Stop):
             self.keeper.sweep()
         if put_off:
-            self.study.interrupted(lease.trial, reason=self.close_reason)
+            self.study.interrupted(lease.trial, reason=self.close_reason or MOVING)
         return isinstance(decision, GoOn) and not put_off
 
     def _extra(self, trained: Trained) -> Mapping[str, Any]:
@@ -117,14 +132,28 @@ class Desk:
             "device_memory_mb": step.device_memory_mb,
         }
 
-    def failed(self, lease: Lease, *, cause: str, message: str, trace: str) -> None:
-        """The attempt ended in an error."""
+    def failed(
+        self,
+        lease: Lease,
+        *,
+        cause: str,
+        message: str,
+        trace: str,
+        process: str = "",
+        written: tuple[Written, ...] = (),
+    ) -> None:
+        """The attempt ended in an error, and its process with it; `written` is the last that it told."""
         self._pausing.discard(lease.trial)
+        self._told(written)
+        self._leave(process)
         trial = self.study.trials[lease.trial]
         if lease.attempt != trial.attempt or not self.study.is_leased(lease.trial):
             return  # it ended before: what breaks after the last report of a lease changes nothing
         if cause == "checkpoint":
             self.study.forget_checkpoint(lease.trial)
+        if self.calibration is not None and self.calibration.failed(out_of_memory=cause == "out_of_memory"):
+            cause = CROWDED
+            self._tell_choice()
         retry = self.study.failed(lease.trial, cause=cause, message=message, traceback=trace)
         self.keeper.sweep()
         if cause not in NOT_ITS_OWN:
@@ -141,6 +170,37 @@ class Desk:
             )
             self.close_down(self.in_vain)
 
+    # --- trials a GPU ---
+
+    def calibrate(self, places: Mapping[int, int], *, epochs_left: Callable[[], float]) -> None:
+        """Find out with the next trials how many a GPU bears: `Calibration` has the arguments."""
+        self.calibration = Calibration(places, epochs_left=epochs_left, at=self._clock())
+
+    @property
+    def emptying(self) -> bool:
+        """Whether no lease is given out and each trial is put off after its next report: the run ends, or moves."""
+        return self.closing or (self.calibration is not None and self.calibration.moving)
+
+    def _calibrate(self, trained: Trained) -> None:
+        if self.calibration is not None and not self.calibration.settled:
+            self.calibration.stepped((trained.node, trained.pid), trained.step, at=self._clock())
+            self._tell_choice()
+
+    def _tell_choice(self) -> None:
+        choice = self.calibration.choice if self.calibration is not None else None
+        if choice is not None and not self._told_choice:
+            self._told_choice = True
+            self.study.record("concurrent", detail=choice.detail())
+            self.watcher.said(choice.sentence())
+
+    def move(self) -> int:
+        """Trials a GPU from now on; nothing trains while this is called."""
+        assert self.calibration is not None  # noqa: S101 - it is what moves the trials
+        self.settle()
+        self.hang_up()
+        self.calibration.move(at=self._clock())
+        return self.calibration.trials_per_gpu
+
     # --- checkpoints ---
 
     def wants_checkpoint(self, lease: Lease) -> bool:
@@ -150,17 +210,46 @@ class Desk:
         self._wanted.discard(key)
         return wanted
 
-    def saved(self, lease: Lease, saved: Saved) -> None:
-        """A checkpoint was written, or could not be."""
+    def saved(self, lease: Lease, saved: Saved, *, process: str = "") -> None:
+        """A process began to write a checkpoint, or could not."""
         self._pausing.discard(lease.trial)
-        if lease.attempt != self.study.trials[lease.trial].attempt:
-            return
+        self._told(saved.written)
         if saved.error:
-            self.study.record("checkpoint_failed", trial=lease.trial, step=saved.step, detail={"error": saved.error})
-            self.watcher.happened(f"trial {lease.trial}: its checkpoint could not be written: {saved.error}")
-            return
-        checkpoint = Checkpoint(saved.checkpoint, lease.attempt, saved.step, saved.size)
-        self.keeper.written(lease.trial, checkpoint, cost_s=saved.seconds)
+            self._not_written(lease.trial, saved.step, saved.error)
+        else:
+            checkpoint = Checkpoint(saved.checkpoint, lease.attempt, saved.step, size=0)
+            self.keeper.begun(lease.trial, checkpoint, blocked_s=saved.blocked_s, process=process)
+
+    def _told(self, written: tuple[Written, ...]) -> None:
+        for one in written:
+            if self.keeper.told(one) and one.error:
+                self._not_written(one.trial, one.step, one.error)
+
+    def _not_written(self, trial: int, step: int, error: str) -> None:
+        self.study.record("checkpoint_failed", trial=trial, step=step, detail={"error": error})
+        self.watcher.happened(f"trial {trial}: its checkpoint could not be written: {error}")
+
+    def await_files(self, *, for_paused: bool = False) -> None:
+        """Where nothing trains, return when no file is still to appear; none of a paused trial, if asked.
+
+        Tune has nothing to do then, and would ask again in a second.
+        """
+        while not self.study.num_leased and self.keeper.waits(for_paused=for_paused):
+            self.round()
+            time.sleep(LOOK_EVERY_S)
+
+    def _look_for_files(self, *, after_s: float = 0.0) -> None:
+        self.keeper.look(after_s=after_s)
+        for pending in self.keeper.overdue():
+            self._not_written(pending.trial, pending.checkpoint.step, f"there is no file after {PATIENCE_S:.0f} s")
+
+    def settle(self) -> None:
+        """Take in the last files: the processes that wrote them have ended."""
+        self._leave(None)
+
+    def _leave(self, process: str | None) -> None:
+        for pending in self.keeper.gone(process):
+            self._not_written(pending.trial, pending.checkpoint.step, "its process ended")
 
     # --- the end ---
 
@@ -182,8 +271,11 @@ class Desk:
             self.close_down(f"{self.asked_by}: the steps in progress are finished and saved; once more stops at once")
         self.keeper.delete_doomed()
         now = self._clock()
+        if not self.study.num_leased:
+            self._look_for_files()
         if now - self._looked > 0.5:
             self._looked = now
+            self._look_for_files(after_s=NEWS_WITHIN_S)
             if self._stop_request.exists():
                 self.close_down("asked to by `hpo stop`")
         self.watcher.round(self)
@@ -191,4 +283,4 @@ class Desk:
     def hang_up(self) -> None:
         """Note the trials whose attempt the end of the run cuts off."""
         for number in self.study.open_leases():
-            self.study.interrupted(number, reason=self.close_reason or "the run ended")
+            self.study.interrupted(number, reason=self.close_reason or (MOVING if self.emptying else "the run ended"))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune
@@ -29,9 +29,12 @@ from hpo.engine.cluster import (
 from hpo.engine.desk import Desk, StoppedAtOnce, Watcher
 from hpo.engine.final_test import score_best
 from hpo.engine.opening import OpenRun, ended_well, open_run
+from hpo.engine.plan import Plan, sketched
+from hpo.engine.sharing import epochs_left, shared_out, trials_left
 from hpo.engine.study import Lease
 from hpo.engine.trial_actor import Assignment, TrialActor, Workplace
 from hpo.errors import ExperimentError, HpoError
+from hpo.experiment import check_concurrent
 from hpo.experiment_file import ExperimentFile
 from hpo.protocols import Setting
 from hpo.results import TensorBoardWriter
@@ -50,7 +53,7 @@ class Options:
         address: Ray cluster, or None for this machine alone.
         cpus: CPU cores to use here; all of them by default.
         gpus: GPUs to use here; all of them by default.
-        concurrent: Trials at a time; as many as fit by default.
+        concurrent: Trials at a time, or "auto"; the experiment's `concurrent` by default.
         fresh: Begin a new run, whatever there is.
         dashboard: Have Ray's dashboard.
     """
@@ -61,7 +64,7 @@ class Options:
     address: str | None = None
     cpus: int | None = None
     gpus: int | None = None
-    concurrent: int | None = None
+    concurrent: int | Literal["auto"] | None = None
     fresh: bool = False
     dashboard: bool = False
 
@@ -130,8 +133,13 @@ def plan_resources(file: ExperimentFile, options: Options) -> Resources | None:
     """What each trial gets on this machine; None where a cluster has to be asked first.
 
     Raises:
-        ExperimentError: Not even one trial fits.
+        ExperimentError: Not even one trial fits, or `--concurrent` cannot be.
     """
+    if options.concurrent is not None:
+        try:
+            check_concurrent(options.concurrent, per_trial=file.experiment.per_trial)
+        except ExperimentError as error:
+            raise ExperimentError(error.problem, where="--concurrent", remedy=error.remedy) from None
     if options.address is not None:
         for name, value in (("--cpus", options.cpus), ("--gpus", options.gpus)):
             if value is not None:
@@ -142,9 +150,36 @@ def plan_resources(file: ExperimentFile, options: Options) -> Resources | None:
                 )
     if options.address is not None or ray.is_initialized():
         return None
-    cpus = options.cpus if options.cpus is not None else local_cpus()
-    gpus = options.gpus if options.gpus is not None else local_gpus()
-    return _fitting(file, cpus=cpus, gpus=gpus)
+    here = _this_machine(options)
+    return _fitting(file, cpus=here["CPU"], gpus=here["GPU"])
+
+
+def _this_machine(options: Options) -> Mapping[str, float]:
+    return {
+        "CPU": options.cpus if options.cpus is not None else local_cpus(),
+        "GPU": options.gpus if options.gpus is not None else local_gpus(),
+    }
+
+
+def _concurrent(file: ExperimentFile, options: Options) -> int | Literal["auto"] | None:
+    return options.concurrent if options.concurrent is not None else file.experiment.concurrent
+
+
+def planned_places(file: ExperimentFile, options: Options) -> str:
+    """What each trial would get and how many would train at a time, in one line for people.
+
+    Raises:
+        ExperimentError: Not even one trial fits, or `--concurrent` cannot be.
+    """
+    resources, concurrent = plan_resources(file, options), _concurrent(file, options)
+    if resources is None:
+        per_trial = file.experiment.per_trial
+        return f"each trial gets {Resources(per_trial.cpus, per_trial.gpus)}; the cluster says how many fit at a time"
+    fit = resources.slots([_this_machine(options)])
+    if concurrent == "auto" and resources.gpus:
+        return f"each trial begins with {resources}; {fit} at a time, and more as far as measuring finds them faster"
+    at_a_time = min(fit, concurrent) if isinstance(concurrent, int) else fit
+    return f"each trial gets {resources}; {at_a_time} at a time"
 
 
 def _join_cluster(ends: contextlib.ExitStack, file: ExperimentFile, options: Options) -> None:
@@ -178,15 +213,18 @@ def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Re
         keeper.delete_strays(opened.paths.checkpoints)
         try:
             with watcher.stop_signals(desk):
-                _tune(opened, options, desk, resources)
+                _tune_with_shares(opened, options, desk, resources)
         except StoppedAtOnce:
+            desk.settle()
             desk.hang_up()
             raise
         # After any other error nothing is noted: it may have come between a report and the decision on it, and the
         # next driver makes up for what is missing.
+        desk.settle()
         desk.hang_up()
         opened.store.flush()
         keeper.delete_doomed()
+        keeper.delete_strays(opened.paths.checkpoints)
         if desk.in_vain:
             raise HpoError(
                 desk.in_vain,
@@ -212,20 +250,40 @@ def _fitting(file: ExperimentFile, *, cpus: float, gpus: float) -> Resources:
         raise error.inside(file.shown) from None
 
 
-def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources) -> None:
+def _tune_with_shares(opened: OpenRun, options: Options, desk: Desk, resources: Resources) -> None:
+    """Give the study to Ray Tune once, or once for each number of trials a GPU that is tried.
+
+    Tune keeps processes by what they were given: another share of a GPU means new ones.
+    """
+    plan = sketched(opened.file.experiment)
+    if _concurrent(opened.file, options) == "auto":
+        entries = opened.store.entries
+        resources = shared_out(desk, resources, nodes=nodes_alive(), plan=plan, entries=entries)
+    while True:
+        desk.num_gpus = resources.gpus
+        _tune(opened, options, desk, resources, plan)
+        if desk.closing or desk.study.finished or not desk.emptying:
+            return
+        resources = resources.sharing(desk.move())
+
+
+def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources, plan: Plan) -> None:
     """Give the study to Ray Tune, for as long as it or the desk wants."""
-    limit = options.concurrent or 1_000_000
+    concurrent = _concurrent(opened.file, options)
+    limit = concurrent if isinstance(concurrent, int) else 1_000_000
 
     def slots() -> int:
         return min(limit, resources.slots(nodes_alive()))
 
+    processes = max(1, min(slots(), trials_left(desk.study)))
+    planned_epochs = epochs_left(desk, plan) / processes
     tell_ray(slots=slots())
     guard_against_memory_monitor()
     tune.register_trainable(TRAINABLE, TrialActor, warn=False)
     search = StudySearch(
         desk,
         trainable=TRAINABLE,
-        assignment=_Assigning(opened, options, resources),
+        assignment=_Assigning(opened, setting_of(opened, options, resources, planned_epochs=planned_epochs)),
         resources={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
         slots=_remembered(slots, for_s=1.0),
     )
@@ -246,8 +304,10 @@ def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources) -
         ).fit()
 
 
-def setting_of(opened: OpenRun, options: Options, resources: Resources) -> Setting:
-    """Where the run's trainers live."""
+def setting_of(
+    opened: OpenRun, options: Options, resources: Resources, *, planned_epochs: float | None = None
+) -> Setting:
+    """Where the run's trainers live; `planned_epochs` are those of each process."""
     goal = opened.file.experiment.goal
     return Setting(
         device=resources.device,
@@ -256,15 +316,18 @@ def setting_of(opened: OpenRun, options: Options, resources: Resources) -> Setti
         cache_dir=options.cache_dir.resolve(),
         metric=goal.metric,
         sign=goal.sign,
+        gpus=resources.gpus,
+        data_memory_fraction=opened.file.experiment.per_trial.data_memory_fraction,
+        planned_epochs=planned_epochs,
     )
 
 
 class _Assigning:
     """Turns a lease into what the actor gets."""
 
-    def __init__(self, opened: OpenRun, options: Options, resources: Resources) -> None:
+    def __init__(self, opened: OpenRun, setting: Setting) -> None:
         self._paths = replace(opened.paths, root=opened.paths.root.resolve())
-        self._workplace = Workplace(str(opened.file.path), setting_of(opened, options, resources))
+        self._workplace = Workplace(str(opened.file.path), setting)
 
     def __call__(self, lease: Lease) -> Mapping[str, Any]:
         assignment = Assignment(

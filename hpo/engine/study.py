@@ -21,7 +21,9 @@ from hpo.seeds import derive
 from hpo.trial import GO_ON, Decision, Ended, Pause, Report, Stop, TrialState
 
 LOST_NODE = "node_lost"
-NOT_ITS_OWN = (LOST_NODE, "checkpoint")
+CROWDED = "crowded"
+"""Out of memory while it was being measured how many trials a GPU bears."""
+NOT_ITS_OWN = (LOST_NODE, "checkpoint", CROWDED)
 """Causes that are not the trial's own: it is tried again without being counted."""
 MAX_LOST = 20
 """A trial whose node is lost this often fails all the same: something about it ends nodes."""
@@ -263,15 +265,15 @@ class Study:
         self.record("interrupted", trial=number, attempt=trial.attempt, step=trial.step, detail={"reason": reason})
         self._waiting.append((number, "resumed"))
 
-    def checkpointed(self, number: int, checkpoint: Checkpoint) -> None:
-        """A checkpoint of the trial exists; a later attempt starts from it."""
+    def checkpointed(self, number: int, checkpoint: Checkpoint, measured: Mapping[str, Any] | None = None) -> None:
+        """A checkpoint of the trial exists; a later attempt starts from it. `measured` is recorded with it."""
         trial = self.trials[number]
         self.record(
             "checkpoint",
             trial=number,
             attempt=checkpoint.attempt,
             step=checkpoint.step,
-            detail={"path": checkpoint.path, "bytes": checkpoint.size},
+            detail={"path": checkpoint.path, "bytes": checkpoint.size, **(measured or {})},
         )
         trial.checkpoint = checkpoint
 

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, TextIO
 import ray
 from ray.tune import Trainable
 
+from hpo.engine.checkpoint_writer import CheckpointWriter, Written
 from hpo.errors import CheckpointError, HpoError
 from hpo.experiment_file import import_experiment
 from hpo.protocols import Setting, Step, Trainer
@@ -56,31 +58,40 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Trained:
-    """One step, with what the process knows beside it."""
+    """One step, with what the process knows beside it: `written` are checkpoints, of whichever of its trials."""
 
     number: int
     step: Step
     step_s: float
     node: str
     pid: int
+    written: tuple[Written, ...] = ()
 
 
 class Saved(NamedTuple):
-    """Outcome of `save`; Tune looks at `checkpoint` and nothing else."""
+    """Outcome of `save`; Tune looks at `checkpoint` and nothing else.
+
+    Attributes:
+        checkpoint: The file that is being written: it appears when it is whole, or later news say why not.
+        step: Whose state it holds.
+        blocked_s: Seconds that training stood still.
+        error: Why there is nothing to write; empty where there is.
+        written: Checkpoints of whichever trial of the process whose writing has ended in the meantime.
+    """
 
     checkpoint: str
     step: int
-    size: int
-    seconds: float
-    error: str
+    blocked_s: float
+    error: str = ""
+    written: tuple[Written, ...] = ()
 
 
 class AttemptFailed(Exception):  # noqa: N818
     """A step raised; carries plain text, because the original may not survive pickling."""
 
-    def __init__(self, cause: str, message: str, trace: str) -> None:
-        super().__init__(cause, message, trace)
-        self.cause, self.message, self.trace = cause, message, trace
+    def __init__(self, cause: str, message: str, trace: str, written: tuple[Written, ...] = ()) -> None:
+        super().__init__(cause, message, trace, written)
+        self.cause, self.message, self.trace, self.written = cause, message, trace, written
 
     def __str__(self) -> str:
         return f"{self.cause}: {self.message}"
@@ -96,9 +107,13 @@ class TrialActor(Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         """Take the workplace and the first assignment."""
         self._workplace: Workplace = config["workplace"]
+        # Before anything loads OpenMP: Ray leaves a value that was set for the whole machine as it is.
+        os.environ["OMP_NUM_THREADS"] = str(self._workplace.setting.num_threads)
         self._assignment: Assignment = config["assignment"]
         self._trainer: Trainer | None = None
         self._printer = Printer()
+        logging.getLogger("hpo").setLevel(logging.INFO)  # how a trial trains belongs into its log
+        self._writer = CheckpointWriter(self._printer.apart)
         self._number = -1
 
     def _setup_logdir(self) -> None:
@@ -118,7 +133,8 @@ class TrialActor(Trainable):  # type: ignore[misc]
                 trained = self._step()
             except Exception as error:  # noqa: BLE001 - it is told to the driver as text
                 sys.stderr.write(traceback.format_exc())
-                raise failure(error) from None
+                self._writer.wait()  # another attempt shall begin where this one got to
+                raise failure(error, written=self._writer.news()) from None
         return {MEASURED: trained, "training_iteration": trained.number, "done": False}
 
     def _step(self) -> Trained:
@@ -129,7 +145,8 @@ class TrialActor(Trainable):  # type: ignore[misc]
         step = self._trainer.step()
         _check_metrics(step, goal=self._workplace.setting.metric)
         self._number += 1
-        return Trained(self._number, step, time.perf_counter() - started, platform.node(), os.getpid())
+        took_s = time.perf_counter() - started
+        return Trained(self._number, step, took_s, platform.node(), os.getpid(), self._writer.news())
 
     def _begin(self) -> None:
         assignment = self._assignment
@@ -143,22 +160,24 @@ class TrialActor(Trainable):  # type: ignore[misc]
             self._number = assignment.from_step
 
     def cleanup(self) -> None:
-        """Tune lets the process go."""
+        """Tune lets the process go, when what it writes is written."""
+        self._writer.close()
         self._printer.end()
 
     def save(self, checkpoint_dir: str | None = None) -> Saved:
-        """Write a checkpoint to the run's own folder; an error is told, not raised: training can go on without."""
-        assignment = self._assignment
-        path = assignment.paths.checkpoint(assignment.trial, assignment.attempt, self._number)
+        """Begin to write a checkpoint to the run's own folder; an error is told, not raised: training goes on."""
+        lease, number = self._assignment, self._number
+        path, log = lease.paths.checkpoint(lease.trial, lease.attempt, number), lease.paths.log(lease.trial)
         started = time.perf_counter()
-        size, error = 0, ""
+        error = ""
         try:
             assert self._trainer is not None  # noqa: S101 - it has reported a step
-            path.parent.mkdir(parents=True, exist_ok=True)
-            size = self._trainer.save(path)
+            self._writer.wait()  # before there are two copies in memory
+            snapshot = self._trainer.snapshot()
+            self._writer.begin(snapshot, trial=lease.trial, attempt=lease.attempt, step=number, path=path, log=log)
         except Exception as problem:  # noqa: BLE001 - whatever it is must not end the trial
             error = f"{type(problem).__name__}: {problem}"
-        return Saved(str(path), self._number, size, time.perf_counter() - started, error)
+        return Saved(str(path), number, time.perf_counter() - started, error, self._writer.news())
 
 
 def _check_metrics(step: Step, *, goal: str) -> None:
@@ -175,10 +194,10 @@ def _here(experiment_file: Path) -> Path:
     return Path.cwd() / experiment_file.name if brought else experiment_file
 
 
-def failure(error: Exception) -> AttemptFailed:
+def failure(error: Exception, *, written: tuple[Written, ...] = ()) -> AttemptFailed:
     """The error as text, its cause named in one word."""
     message = str(error) if isinstance(error, HpoError) else f"{type(error).__name__}: {error}"
-    return AttemptFailed(_cause(error), message, "".join(traceback.format_exception(error)))
+    return AttemptFailed(_cause(error), message, "".join(traceback.format_exception(error)), written)
 
 
 def _cause(error: Exception) -> str:
@@ -202,6 +221,7 @@ class Printer(io.TextIOBase):
     def __init__(self) -> None:
         self._path: Path | None = None
         self._out: TextIO | None = None
+        self._thread = threading.local()
         self._handler = logging.StreamHandler(self)
         self._handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
 
@@ -220,12 +240,25 @@ class Printer(io.TextIOBase):
         finally:
             root.removeHandler(self._handler)
 
+    @contextlib.contextmanager
+    def apart(self, path: Path) -> Iterator[None]:
+        """What this one thread prints goes to `path` as long as the context lasts, whichever trial trains."""
+        self._thread.path = path
+        try:
+            yield
+        finally:
+            self._thread.path = None
+
     def writable(self) -> bool:
         """It is written to."""
         return True
 
     def write(self, text: str) -> int:
         """Write to the file of the trial that trains; nowhere where none does."""
+        apart: Path | None = getattr(self._thread, "path", None)
+        if apart is not None:
+            with apart.open("a", encoding="utf-8") as out:
+                return out.write(text)
         return self._out.write(text) if self._out is not None else len(text)
 
     def flush(self) -> None:

@@ -11,7 +11,8 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from hpo.errors import StoreError
-from hpo.results.layout import RunPaths, cannot_write, make_folder, sync_folder
+from hpo.files import sync_folder
+from hpo.results.layout import RunPaths, cannot_write, make_folder
 from hpo.results.segment import HEAD, Entry, Torn, encode, read_segment
 
 GATHER_S = 0.02

@@ -1,16 +1,15 @@
-"""Where the files of a store lie, and how a file is written so that nobody ever sees half of it."""
+"""Where the files of a store lie, and what it says where one cannot be written."""
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hpo import files
 from hpo.errors import StoreError
 
 _NAME = re.compile(r"\w[\w.+-]*")
@@ -140,18 +139,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         StoreError: It cannot be written; what was there before is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         make_folder(path.parent)
-        try:
-            with beside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        files.write_atomically(path, lambda file: file.write(data))
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -162,16 +152,7 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable: without it, a power loss may take a new file's name away."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.sync_folder(path.parent)
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:

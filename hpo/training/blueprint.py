@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -60,7 +61,7 @@ def difference(ours: Blueprint, theirs: Blueprint) -> str:
 def _form(tensor: Tensor | None) -> object:
     if tensor is None:
         return None
-    return (_Same(type(tensor)), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+    return (_Same(type(tensor)), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
 
 
 class _Describer:
@@ -76,6 +77,8 @@ class _Describer:
         self._alive: list[object] = []
 
     def __call__(self, value: object) -> object:
+        if isinstance(value, weakref.ref):
+            value = value()
         if isinstance(value, _PLAIN):
             return type(value), repr(value)
         if isinstance(value, _NAMED):
@@ -144,3 +147,8 @@ class _Same:
 
     def __hash__(self) -> int:
         return hash(type(self._held))
+
+
+def describe(value: object) -> object:
+    """Something that equals another such description only where a program cannot tell the values apart."""
+    return _Describer({})(value)

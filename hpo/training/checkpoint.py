@@ -3,55 +3,86 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hpo import files
 from hpo.errors import CheckpointError
+from hpo.protocols import Snapshot
 from hpo.trial import Config
 
 _FORMAT = 1
 _START_OVER = "start the trial over, or name an older checkpoint"
 
 
-def write(path: Path, state: Mapping[str, Any], *, config: Config) -> int:
-    """Size in bytes of the file that now holds `state` (tensors, numbers, strings, plain containers).
+class StateSnapshot(Snapshot):
+    """A copy of `state` (tensors, numbers, strings, plain containers), its tensors on the device that they were on.
 
-    It appears under its name when it is whole and on the disk; if writing fails, what was there before is still.
+    The copy is made in the order of the current stream's work, without waiting for it, and where the device has no
+    room for it, on the host. `write` waits for that copy alone, not for what the device is given to do later.
+
+    Args:
+        state: What a trial continues from.
+        config: Of the trial.
+    """
+
+    def __init__(self, state: Mapping[str, Any], *, config: Config) -> None:
+        self._config = json.dumps(config)
+        try:
+            self._state = copy.deepcopy(dict(state))  # tensors that share memory share it in the copy, too
+        except torch.OutOfMemoryError:
+            self._state = copy.deepcopy(_on_host(dict(state)))
+        devices = {tensor.device for tensor in _tensors(self._state) if tensor.is_cuda}
+        self._copied = {device: torch.cuda.current_stream(device).record_event() for device in devices}
+
+    def write(self, path: Path) -> int:
+        content = {**self._state, "format": _FORMAT, "config": self._config}
+        with self._beside_training():  # torch.save brings what is on a device to the host, in the current stream
+            return files.write_atomically(path, lambda file: torch.save(content, file))
+
+    @contextlib.contextmanager
+    def _beside_training(self) -> Iterator[None]:
+        """Streams of this thread's own, for which the copies are there."""
+        with contextlib.ExitStack() as streams:
+            for device, copied in self._copied.items():
+                aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                aside.wait_event(copied)
+                streams.enter_context(torch.cuda.stream(aside))
+            yield
+
+
+def write(path: Path, state: Mapping[str, Any], *, config: Config) -> int:
+    """Size in bytes of the file that now holds `state`; it appears under its name when it is whole and on the disk.
 
     Raises:
         OSError: The folder is missing, or the disk is full.
     """
-    content = {**state, "format": _FORMAT, "config": json.dumps(config)}
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        size = temporary.stat().st_size
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-    return size
+    return StateSnapshot(state, config=config).write(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_host(part) for key, part in value.items()}
+    return type(value)(map(_on_host, value)) if isinstance(value, (list, tuple)) else value
 
 
 def read(path: Path) -> dict[str, Any]:

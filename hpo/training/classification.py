@@ -56,7 +56,13 @@ class Classification(SupervisedTask):
     def data_settings(self) -> type[ImageSettings]:
         return ImageSettings
 
-    def loss(self, outputs: Tensor, targets: Tensor, *, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
+    @property
+    def loss_numbers(self) -> tuple[str, ...]:
+        return ("label_smoothing",)
+
+    def loss(
+        self, outputs: Tensor, targets: Tensor, *, num_classes: int, label_smoothing: float | Tensor = 0.0
+    ) -> Tensor:
         # Checked here because a GPU that meets a target out of range is lost to its process.
         if outputs.shape != (len(targets), num_classes):
             raise ExperimentError(
@@ -64,6 +70,9 @@ class Classification(SupervisedTask):
                 where="model",
                 remedy="let its last layer have num_classes outputs",
             )
+        if isinstance(label_smoothing, Tensor):
+            hard = functional.cross_entropy(outputs, targets)
+            return hard.lerp(-functional.log_softmax(outputs, dim=1).mean(), label_smoothing)
         return functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
     def tally(self, given: Mapping[str, Any], *, device: torch.device) -> Tally:
@@ -96,7 +105,12 @@ class Classification(SupervisedTask):
     def open(self, setting: Setting) -> ImageSource:
         located = Located.from_json(setting.dataset.located)
         images = self.data.load(located, cache_dir=setting.cache_dir)
-        return ImageSource(images, device=torch.device(setting.device))
+        device = torch.device(setting.device)
+        room = None
+        if device.type == "cuda":
+            share = min(setting.gpus or 1, 1) * setting.data_memory_fraction
+            room = share * torch.cuda.get_device_properties(device).total_memory
+        return ImageSource(images, device=device, room_bytes=room, num_workers=max(1, setting.num_threads - 1))
 
 
 class ConfusionTally(Tally):
@@ -112,19 +126,22 @@ class ConfusionTally(Tally):
         self._counts = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
 
+    def clear(self) -> None:
+        self._counts.zero_()
+        self._loss.zero_()
+
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         cells = targets * self._num_classes + outputs.argmax(1)
         self._counts.scatter_add_(0, cells, torch.ones_like(cells))
         self._loss.add_(loss, alpha=len(targets))
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, Tensor]:
         """`loss`, `accuracy`, and `precision` and `recall` as means over the classes; a class without any is 0."""
         counts = self._counts.view(self._num_classes, self._num_classes).double()
         right, num_samples = counts.diagonal(), counts.sum()
-        measures = {
+        return {
             "loss": self._loss / num_samples,
             "accuracy": right.sum() / num_samples,
             "precision": (right / counts.sum(0).clamp(min=1)).mean(),
             "recall": (right / counts.sum(1).clamp(min=1)).mean(),
         }
-        return dict(zip(measures, torch.stack(list(measures.values())).tolist(), strict=True))

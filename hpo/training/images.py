@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from hpo.errors import DataError
 from hpo.training.data import Images
 from hpo.training.data.augment import AUGMENTATIONS
-from hpo.training.data.batches import Batches, DeviceImages, InOrder
+from hpo.training.data.batches import Batches, InOrder, StoredImages
+from hpo.training.data.resident import DeviceImages
 from hpo.training.data.split import Split, stratified_split, subset
 from hpo.training.learning import Batch, Source, Stream
 from hpo.training.rules import Rule, one_of, several
@@ -51,13 +52,29 @@ def given_by_images(image_shape: tuple[int, int, int], *, num_classes: int) -> d
 
 
 class ImageSource(Source[ImageSettings]):
-    """The images of a data set on a device; the last split is kept, for most trials of a study share it."""
+    """The images of a data set; the last split is kept, for most trials of a study share it.
 
-    def __init__(self, images: Images, *, device: torch.device) -> None:
-        self._images, self._device = images, device
-        self._train_part = DeviceImages.train_part(images, device=device)
+    Args:
+        images: The data set.
+        device: Where trials train.
+        room_bytes: What images may take on the device; if they need more, they are streamed. None: no limit.
+        num_workers: Processes that read streamed images.
+    """
+
+    def __init__(
+        self, images: Images, *, device: torch.device, room_bytes: float | None = None, num_workers: int = 1
+    ) -> None:
+        self._images, self._device, self._num_workers = images, device, num_workers
+        needed = images.train_images.nbytes
+        self._is_streamed = room_bytes is not None and needed > room_bytes
+        self._how = _where(device, needed_mb=needed / 2**20, room_mb=None if room_bytes is None else room_bytes / 2**20)
+        self._train_part = self._part("train")
         self._measured_at_once = _MEASURED_AT_ONCE[device.type]
         self._last: tuple[tuple[object, ...], Split] | None = None
+
+    @property
+    def how(self) -> str:
+        return self._how
 
     @property
     def given(self) -> Mapping[str, Any]:
@@ -76,14 +93,30 @@ class ImageSource(Source[ImageSettings]):
             raise DataError(
                 "the data set has no test part", where="test", remedy="add test/<class>/ beside train/<class>/"
             )
-        part = DeviceImages.test_part(self._images, device=self._device)
-        return InOrder(part, batch_size=self._measured_at_once)
+        return InOrder(self._part("test"), batch_size=self._measured_at_once)
+
+    def _part(self, name: str) -> StoredImages:
+        if not self._is_streamed:
+            resident = DeviceImages.train_part if name == "train" else DeviceImages.test_part
+            return resident(self._images, device=self._device)
+        from hpo.training.data.streamed import StreamedImages  # with PyTorch's loader, which few processes need
+
+        streamed = StreamedImages.train_part if name == "train" else StreamedImages.test_part
+        return streamed(self._images, device=self._device, num_workers=self._num_workers)
 
     def _parts(self, settings: ImageSettings) -> Split:
         key = (settings.train_ratio, settings.train_samples, settings.val_samples, settings.split_seed)
         if self._last is None or self._last[0] != key:
             self._last = key, _split(self._images.train_labels, settings)
         return self._last[1]
+
+
+def _where(device: torch.device, *, needed_mb: float, room_mb: float | None) -> str:
+    if device.type == "cpu":
+        return "in memory that the node's processes share"
+    if room_mb is None or needed_mb <= room_mb:
+        return f"on the device: {needed_mb:,.0f} MiB"
+    return f"streamed: {needed_mb:,.0f} MiB are more than the {room_mb:,.0f} MiB that data may take on the device"
 
 
 def _split(labels: NDArray[np.int64], settings: ImageSettings) -> Split:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, device, nn
 from torch.optim import Optimizer
 
 from hpo.protocols import Setting
+from hpo.training.capturable import Capturable
 from hpo.training.settings import DataSettings, LoopSettings
 from hpo.trial import Config
 
@@ -23,28 +24,68 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Settings = TypeVar("Settings", bound=DataSettings)
 
 
-class Stream(Protocol):
-    """The training samples of one trial: each iteration is one epoch, drawn anew.
+class Stream(ABC):
+    """The training samples of one trial, in epochs that are drawn anew each time.
+
+    Whoever subclasses it says what an epoch's batches are, in `__iter__`. The loop begins an epoch, brings batch after
+    batch within reach, and computes with it. A stream whose `batch` computes from tensors that stay where they are
+    can be captured; it has a `place`, and implements these three itself.
 
     Law: from the same `state()` it goes on with the same batches, bit for bit.
     """
 
+    _batches: Iterator[Batch]
+    _within_reach: Batch
+
     @property
+    def place(self) -> object:
+        """Equals that of another stream where `batch` does the same with the same tensors; None: nowhere."""
+        return None
+
+    @property
+    @abstractmethod
     def num_samples(self) -> int:
         """Samples of one epoch."""
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the next epoch."""
 
+    def begin_epoch(self) -> None:
+        """Begin the next epoch."""
+        self._batches = iter(self)
+
+    def advance(self) -> bool:
+        """Bring the next batch within reach; False at the end of the epoch."""
+        batch = next(self._batches, None)
+        if batch is not None:
+            self._within_reach = batch
+        return batch is not None
+
+    def batch(self) -> Batch:
+        """The batch within reach; of a stream with a place, before the first `advance`, any batch of that form."""
+        return self._within_reach
+
+    def look_ahead(self) -> None:
+        """Prepare what the next epoch needs from the host, while the device is busy."""
+        return
+
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Tensors and plain containers that the epochs to come depend on; taken between two epochs."""
 
+    @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
 
 
 class Source(ABC, Generic[Settings]):
-    """Data on the device, opened once in a process and kept from trial to trial."""
+    """Data, opened once in a process and kept from trial to trial."""
+
+    @property
+    def how(self) -> str:
+        """In words, where the data lie and why; nothing where there is nothing to tell."""
+        return ""
 
     @property
     @abstractmethod
@@ -69,15 +110,19 @@ class Source(ABC, Generic[Settings]):
 
 
 class Tally(ABC):
-    """Sums over the batches of one pass, on the device: only `result` waits for it."""
+    """Sums over the batches of one pass, in tensors that stay where they are, on the device."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Begin another pass."""
 
     @abstractmethod
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Count one batch."""
 
     @abstractmethod
-    def result(self) -> dict[str, float]:
-        """The measures of all batches so far, by name."""
+    def result(self) -> dict[str, Tensor]:
+        """The measures () of all batches so far, by name; waits for nothing."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +132,10 @@ class Recipe:
     Attributes:
         model: Builds the model on the CPU; draws its first weights from PyTorch's global generator.
         optimizer: Builds the optimizer of some parameters.
-        loss: What is minimised.
+        capturable: Builds one that computes the same and can be captured; or raises Uncapturable.
+        loss: What is minimised; it takes `loss_numbers` by name.
+        loss_numbers: Settings of the loss that may be tensors () on the device, and change in a captured step.
+        loss_settings: Its other settings, which `loss` has built in.
         measured_loss: What is reported for samples not trained on; the same for all configurations, so that
             trials can be compared.
         data: Which samples, and how.
@@ -96,7 +144,10 @@ class Recipe:
 
     model: Callable[[], nn.Module]
     optimizer: Callable[[list[nn.Parameter]], Optimizer]
-    loss: Loss
+    capturable: Callable[[list[nn.Parameter]], Capturable]
+    loss: Callable[..., Tensor]
+    loss_numbers: Mapping[str, float]
+    loss_settings: Mapping[str, object]
     measured_loss: Loss
     data: DataSettings
     loop: LoopSettings

@@ -6,12 +6,34 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from hpo.training.rules import Rule, integer, number, several
 
 _WIDTHS = several(integer(64, least=1), example=(64, 64), least=1)
 _DROPOUT = number(0.3, least=0, below=1)
+
+
+class Dropout(nn.Module):
+    """`torch.nn.Dropout` whose probability is a tensor: a captured step serves models that differ in it alone.
+
+    Args:
+        p: Probability of dropping a feature, in [0, 1).
+    """
+
+    p: Tensor
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.register_buffer("p", torch.tensor(float(p)), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The same shape and type: some features 0, the others scaled up, while training; else the inputs."""
+        if not self.training:
+            return inputs
+        share = 1 - self.p
+        return inputs * (torch.bernoulli(share.expand(inputs.shape)) / share).to(inputs.dtype)
 
 
 class ConvNet(nn.Module):
@@ -52,10 +74,10 @@ class ConvNet(nn.Module):
             layers.append(nn.ReLU(inplace=True))  # after the pooling: the same numbers, for a quarter of the work
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(filters[-1], num_classes)
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), Dropout(dropout), nn.Linear(filters[-1], num_classes)
         )
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
+    def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
         logits: Tensor = self.head(self.features(images_BCHW))
         return logits
@@ -82,7 +104,7 @@ class Mlp(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise((in_features, *hidden)):
-            layers += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+            layers += [nn.Linear(before, after), nn.ReLU(inplace=True), Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear((in_features, *hidden)[-1], num_classes))
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -6,27 +6,16 @@ fastest on a CPU as well (ConvNet, one core, 128 digits: fused 55.2 ms a step, f
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hpo.training.lean import lean
 from hpo.training.rules import Rule, flag, number, several
 
-
-def _lean(kind: type[Optimizer]) -> Callable[..., Optimizer]:
-    """The optimizer, without importing PyTorch's compiler in order to tell it to leave the optimizer alone.
-
-    That import takes each process a second or two; what the methods do is the same.
-    """
-    methods = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
-    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
-    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})
-
-
-_Adam, _AdamW, _Sgd = _lean(torch.optim.Adam), _lean(torch.optim.AdamW), _lean(torch.optim.SGD)
+_Adam, _AdamW, _Sgd = lean(torch.optim.Adam), lean(torch.optim.AdamW), lean(torch.optim.SGD)
 
 
 def adam(

@@ -42,6 +42,13 @@ def restore_process(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def host_state(*, torch_too: bool = True) -> object:
+    """The states of the host's generators, to be compared."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    own = torch.get_rng_state().numpy().tobytes() if torch_too else b""
+    return own, random.getstate(), str(kind), np.asarray(keys).tobytes(), tuple(rest)
+
+
 @contextmanager
 def left_as_found(device: torch.device) -> Iterator[None]:
     """Whatever is drawn inside leaves the generators as they were."""

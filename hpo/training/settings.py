@@ -45,6 +45,10 @@ class LoopSettings:
         precision: Of the model's arithmetic; weights stay float32. "auto" is bfloat16 on a GPU that computes in
             it, float32 elsewhere. A CPU that computes in bfloat16 (AVX-512 BF16, AMX) trained `ConvNet` 1.6 times
             faster in it.
+        capture: Whether a step is captured as a CUDA graph and repeated: "auto" where that is possible, "off" never;
+            "on": a step that cannot be captured is an error.
+        compile: Whether the model is compiled by `torch.compile`: "off"; "on"; "auto" on a GPU where the epochs that
+            the study is likely to train repay the time.
     """
 
     rules: ClassVar[Mapping[str, Rule]] = {
@@ -52,9 +56,13 @@ class LoopSettings:
         "epochs": integer(27, least=1).or_none(),
         "channels_last": flag(),
         "precision": one_of("auto", "float32", "bfloat16"),
+        "capture": one_of("auto", "off", "on"),
+        "compile": one_of("off", "auto", "on"),
     }
 
     batch_size: int = 128
     epochs: int | None = None
     channels_last: bool = True
     precision: str = "auto"
+    capture: str = "auto"
+    compile: str = "off"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hpo.errors import ExperimentError
 from hpo.protocols import Dataset, Setting, Task, Trainer, described
+from hpo.training.capturable import CAPTURABLE, Capturable, Uncapturable
 from hpo.training.learning import Learning, Recipe
 from hpo.training.optimizers import OPTIMIZERS, state_bytes_per_parameter_byte
 from hpo.training.optimizers import RULES as OPTIMIZER_RULES
@@ -59,6 +60,15 @@ class SupervisedTask(Task, Learning):
 
         Samples that are not trained on are measured with their defaults.
         """
+
+    @property
+    def loss_numbers(self) -> tuple[str, ...]:
+        """Keyword arguments of `loss` that it takes as tensors () on the device, too.
+
+        A step that was captured as a CUDA graph then serves all of their values; it is captured anew for another
+        value of any other argument.
+        """
+        return ()
 
     @property
     def data_settings(self) -> type[DataSettings]:
@@ -131,10 +141,16 @@ class SupervisedTask(Task, Learning):
     def _recipe(self, routed: Routed, given: Mapping[str, Any]) -> Recipe:
         arguments = routed.arguments
         asked = self._given_to("loss", given)
+        settings = dict(arguments["loss"])
+        numbers = {name: settings.pop(name) for name in self.loss_numbers if name in settings}
+        optimizer = routed.chosen["optimizer"]
         return Recipe(
             model=functools.partial(self.model, **self._given_to("model", given), **arguments["model"]),
             optimizer=_optimizer(routed),
-            loss=functools.partial(self.loss, **asked, **arguments["loss"]),
+            capturable=functools.partial(_capturable, optimizer, arguments["optimizer"]),
+            loss=functools.partial(self.loss, **asked, **settings),
+            loss_numbers=numbers,
+            loss_settings={**asked, **settings},
             measured_loss=functools.partial(self.loss, **asked),
             data=self.data_settings(**arguments["data"]),
             loop=LoopSettings(**arguments["loop"]),
@@ -170,6 +186,12 @@ class SupervisedTask(Task, Learning):
 
 def _optimizer(routed: Routed) -> functools.partial[torch.optim.Optimizer]:
     return functools.partial(OPTIMIZERS[routed.chosen["optimizer"]], **routed.arguments["optimizer"])
+
+
+def _capturable(name: str, settings: Mapping[str, Any], parameters: list[nn.Parameter]) -> Capturable:
+    if name not in CAPTURABLE:
+        raise Uncapturable(f"the optimizer {name!r} reads its numbers on the host")
+    return CAPTURABLE[name](parameters, **settings)
 
 
 def _described_model(model: Callable[..., nn.Module]) -> Any:

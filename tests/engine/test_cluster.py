@@ -28,6 +28,35 @@ def test_slots_of_a_node(resources: Resources, totals: dict[str, float], slots: 
     assert resources.slots([totals]) == slots
 
 
+@pytest.mark.parametrize("number", range(1, 33))
+def test_so_many_share_a_gpu(number: int) -> None:
+    resources = Resources(cpus=0.01, gpus=1).sharing(number)
+    assert resources.trials_per_gpu == number
+    assert round(resources.gpus * 10_000) * number <= 10_000  # as Ray counts
+    assert resources.slots([{"CPU": 1, "GPU": 2}]) == 2 * number
+    assert resources.device == "cuda"
+
+
+def test_shares_are_rounded_down_as_ray_counts() -> None:
+    resources = resources_on(PerTrial(gpus=1 / 6, cpus=0.5), cpus=16, gpus=2)
+    assert resources == Resources(cpus=0.5, gpus=pytest.approx(0.1666))
+    assert resources.slots([{"CPU": 16, "GPU": 2}]) == 12
+    assert Resources(cpus=1, gpus=0).trials_per_gpu == 0
+
+
+@pytest.mark.parametrize(
+    ("resources", "text"),
+    [
+        (Resources(cpus=1, gpus=0), "1 CPU core"),
+        (Resources(cpus=0.5, gpus=0.25), "0.5 CPU core and 0.25 of a GPU"),
+        (Resources(cpus=2, gpus=1), "2 CPU cores and 1 GPU"),
+        (Resources(cpus=2, gpus=2), "2 CPU cores and 2 GPUs"),
+    ],
+)
+def test_resources_in_words(resources: Resources, text: str) -> None:
+    assert str(resources) == text
+
+
 def test_a_trial_is_not_spread_over_nodes() -> None:
     assert Resources(cpus=16, gpus=0).slots([{"CPU": 8}] * 4) == 0
     assert Resources(cpus=3, gpus=0).slots([{"CPU": 8}, {"CPU": 4}]) == 3

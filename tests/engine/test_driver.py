@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,44 @@ class TestARun:
         assert any(trial.state is TrialState.COMPLETED for trial in opened.study.trials)
         assert sum(trial.attempt > 1 for trial in opened.study.trials) >= 3
         assert_replays(opened)
+
+
+class TestWritingBesideTraining:
+    def test_training_does_not_wait_for_a_slow_write(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("fixed={'write_s': 0.3, 'sleep_s': 0.02}, trials=1, policy=NoStopping(30)", concurrent=1)
+        entries = read_entries(opened.paths)
+        written = [entry for entry in entries if entry.kind == "checkpoint"]
+        steps_between = [later.step - earlier.step for earlier, later in itertools.pairwise(written)]
+        assert max(steps_between) > 1  # it trained on while the first one was written
+        assert opened.study.trials[0].checkpoint is not None
+        assert opened.study.trials[0].checkpoint.step == 30  # the run did not end before its last file was there
+        assert_replays(opened)
+
+    def test_a_paused_trial_is_promoted_from_the_state_that_it_paused_with(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("fixed={'write_s': 0.05}, trials=6, policy=Promoting(9), checkpoint_every_s=60.0")
+        promoted = [entry for entry in read_entries(opened.paths) if entry.detail.get("why") == "promoted"]
+        assert promoted
+        assert {entry.detail["from_step"] for entry in promoted} <= {1, 3}
+        assert_replays(opened)
+
+    def test_what_cannot_be_written_costs_the_checkpoint_alone(
+        self, go: Callable[..., OpenRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hpo.engine.checkpoints.PATIENCE_S", 1.0)  # the last failure is told to nobody
+        opened = go("fixed={'write_fails': True}, trials=3, policy=NoStopping(3)", concurrent=1)
+        assert {trial.state for trial in opened.study.trials} == {TrialState.COMPLETED}
+        assert {trial.checkpoint for trial in opened.study.trials} == {None}
+        failures = [
+            row["detail"] for row in rows(tmp_path, "SELECT detail FROM events WHERE kind = 'checkpoint_failed'")
+        ]
+        assert any("No space left on device" in detail for detail in failures)
+        assert not [path for path in opened.paths.checkpoints.rglob("*") if path.is_file()]
+
+    def test_what_it_prints_is_in_no_other_trials_log(self, go: Callable[..., OpenRun]) -> None:
+        opened = go("fixed={'write_s': 0.02, 'sleep_s': 0.01}, trials=4, policy=NoStopping(4)", concurrent=1)
+        for trial in range(4):
+            lines = opened.paths.log(trial).read_text().splitlines()
+            assert set(lines) <= {f"writing trial-{trial:05d}"}
 
 
 class TestFailures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpo import Asha, NoStopping, Patience
-from hpo.engine.plan import expected
+from hpo.engine.plan import expected, sketched
 from tests.engine.test_study import experiment
 
 
@@ -31,3 +31,13 @@ def test_patience_alone_ends_nobody_who_improves() -> None:
 def test_a_configuration_says_itself_how_long_it_trains() -> None:
     plan = expected(experiment(trials=3, policy=(), fixed={"epochs": 4}))
     assert plan.epochs == 12
+
+
+def test_a_sketch_of_a_large_study_has_the_mean_of_it() -> None:
+    made = experiment(trials=100_000, policy=NoStopping(100))
+    sketch = sketched(made)
+    assert sketch.trials == 100
+    assert sketch.epochs / sketch.trials == 100
+    small = experiment(trials=30, policy=Asha(27))
+    assert sketched(small) == expected(small)
+    assert sketched(experiment(trials=100_000, policy=(), fixed={"epochs": 50_000})).trials == 4

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import CheckpointError, DataError, ExperimentError
-from hpo.protocols import Dataset, Judge, Policy, Setting, Step, Task, Trainer
+from hpo.files import write_atomically
+from hpo.protocols import Dataset, Judge, Policy, Setting, Snapshot, Step, Task, Trainer
 from hpo.trial import GO_ON, Config, Decision, Ended, Pause, Report, Stop
 
-NAMES = ("x", "epochs", "sleep_s", "fail_at", "kill_at", "nan_at", "memory_at", "eat_at", "text_at", "say")
+NAMES = ("x", "epochs", "sleep_s", "fail_at", "kill_at", "nan_at", "memory_at", "eat_at", "text_at", "say", "write_s")
+NAMES += ("write_fails", "bears", "fits", "memory_mb")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,24 @@ class Toy(Task):
         return 0.001
 
 
+@dataclass(frozen=True)
+class ToySnapshot(Snapshot):
+    text: str
+    takes_s: float = 0.0
+    fails: bool = False
+
+    def write(self, path: Path) -> int:
+        if self.takes_s:
+            time.sleep(self.takes_s)
+            print("writing", path.parent.name)
+        if self.fails:
+            raise OSError(28, "No space left on device")
+        return write_atomically(path, lambda file: file.write(self.text.encode()))
+
+
 class ToyTrainer(Trainer):
     def __init__(self, setting: Setting, size: int) -> None:
+        self._on_gpu = round(1 / setting.gpus) if setting.gpus else 1  # trials that share the make-believe GPU
         self._ballast = "x" * size
         self.config: Mapping[str, Any] = {}
         self.epoch = 0
@@ -62,7 +80,10 @@ class ToyTrainer(Trainer):
 
     def step(self) -> Step:
         config = self.config
-        time.sleep(config.get("sleep_s", 0.0))
+        # A make-believe GPU trains `bears` trials at a time as fast as one, and has memory for `fits`.
+        time.sleep(config.get("sleep_s", 0.0) * max(1.0, self._on_gpu / config.get("bears", 1e9)))
+        if self._on_gpu > config.get("fits", 1e9):
+            raise MemoryError("told to fill the GPU")
         self.epoch += 1
         if "say" in config:
             print(config["say"], self.epoch)
@@ -72,7 +93,9 @@ class ToyTrainer(Trainer):
             score = float("nan")
         if config.get("text_at") == self.epoch:
             return Step({"score": "text", "loss": 0.0}, self.epoch)  # type: ignore[dict-item]
-        return Step({"score": score, "loss": -score}, self.epoch, 10, finished=self.epoch == config.get("epochs"))
+        memory = {"device_memory_mb": config.get("memory_mb"), "device_memory_total_mb": 10_000.0}
+        finished = self.epoch == config.get("epochs")
+        return Step({"score": score, "loss": -score}, self.epoch, 10, finished=finished, **memory)
 
     def _break(self, config: Mapping[str, Any]) -> None:
         if config.get("fail_at") == self.epoch:
@@ -87,12 +110,9 @@ class ToyTrainer(Trainer):
         if config.get("kill_at") == self.epoch:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def save(self, path: Path) -> int:
-        text = json.dumps({"epoch": self.epoch, "config": dict(self.config), "ballast": self._ballast})
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
-        return len(text)
+    def snapshot(self) -> Snapshot:
+        state = {"epoch": self.epoch, "config": dict(self.config), "ballast": self._ballast}
+        return ToySnapshot(json.dumps(state), self.config.get("write_s", 0.0), self.config.get("write_fails"))
 
     def load(self, path: Path) -> None:
         try:

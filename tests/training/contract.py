@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -113,6 +114,31 @@ class TrainerContract:
         task = task_of(self.task)
         announced = task.checkpoint_mb(self.config, task.locate(None))
         assert 0.4 * announced - 0.05 <= size_mb <= 1.1 * announced + 0.05
+
+    def test_a_snapshot_is_written_as_it_was_taken_however_late(self, trainer: Trainer, tmp_path: Path) -> None:
+        trainer.begin(self.config, seed=self.seed)
+        trainer.step()
+        later, at_once = trainer.snapshot(), trainer.snapshot()
+        at_once.write(tmp_path / "at_once.pt")
+        while_it_trains = trainer.snapshot()
+        trainer.step()
+        while_it_trains.write(tmp_path / "while_it_trains.pt")
+        trainer.step()
+        trainer.begin(self.other_config, seed=self.seed + 1)
+        trainer.step()
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            thread.submit(later.write, tmp_path / "later.pt").result()
+        first = saved(tmp_path / "at_once.pt")
+        assert same(first, saved(tmp_path / "while_it_trains.pt"))
+        assert same(first, saved(tmp_path / "later.pt"))
+
+    def test_taking_a_snapshot_changes_nothing(self, trainer: Trainer) -> None:
+        trainer.begin(self.config, seed=self.seed)
+        undisturbed = [exact(trainer.step()) for _ in range(2)]
+        trainer.begin(self.config, seed=self.seed)
+        disturbed = [exact(trainer.step())]
+        trainer.snapshot()
+        assert [*disturbed, exact(trainer.step())] == undisturbed
 
     def test_a_save_that_fails_leaves_the_old_file(
         self, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

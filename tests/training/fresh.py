@@ -49,8 +49,8 @@ def trainer_of(name: str, *, metric: str, cache_dir: str, device: str = "cpu") -
 
 
 def exact(step: Step) -> dict[str, Any]:
-    """The step with its numbers to the last bit."""
-    return {**asdict(step), "metrics": {name: value.hex() for name, value in step.metrics.items()}}
+    """The step with its numbers to the last bit, but not how it came about: that is told once."""
+    return {**asdict(step), "notes": {}, "metrics": {name: value.hex() for name, value in step.metrics.items()}}
 
 
 def in_new_process(order: Order) -> list[Mapping[str, Any]]:

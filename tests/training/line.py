@@ -69,14 +69,18 @@ class LineFit(SupervisedTask):
 
 class MeanLoss(Tally):
     def __init__(self, device: torch.device) -> None:
-        self.sum, self.count = torch.zeros((), device=device), 0
+        self.sum, self.count = torch.zeros((), device=device), torch.zeros((), device=device)
+
+    def clear(self) -> None:
+        self.sum.zero_()
+        self.count.zero_()
 
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         self.sum += loss * len(targets)
         self.count += len(targets)
 
-    def result(self) -> dict[str, float]:
-        return {"loss": float(self.sum) / self.count}
+    def result(self) -> dict[str, Tensor]:
+        return {"loss": self.sum / self.count}
 
 
 class Points(Source[DataSettings]):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,54 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert content["config"] == {"lr": 0.1, "augment": ["crop", "flip"], "epochs": None}
     assert (content["epoch"], content["parts"]) == (3, (1, [2.5, None, "text"]))
     assert torch.equal(content["weights"]["a"], STATE["weights"]["a"])  # type: ignore[index]
+
+
+def test_a_snapshot_is_a_copy_in_which_shared_memory_is_shared(tmp_path: Path) -> None:
+    tied = torch.arange(50_000.0)
+    snapshot = checkpoint.StateSnapshot({"one": tied, "other": tied.view(-1), "parts": [tied[:3]]}, config=CONFIG)
+    expected = tied.clone()
+    tied.zero_()
+    size = snapshot.write(tmp_path / "a.pt")
+    content = checkpoint.read(tmp_path / "a.pt")
+    assert torch.equal(content["one"], expected)
+    assert torch.equal(content["other"], expected)
+    assert torch.equal(content["parts"][0], expected[:3])
+    assert tied.nbytes < size < 1.1 * tied.nbytes
+
+
+def test_a_snapshot_for_which_the_device_has_no_room_is_taken_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = copy.deepcopy
+    refused: list[object] = []
+
+    def no_room(value: object, *memo: object) -> object:
+        if not refused:
+            refused.append(value)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return copied(value, *memo)
+
+    monkeypatch.setattr("copy.deepcopy", no_room)
+    snapshot = checkpoint.StateSnapshot(STATE, config=CONFIG)
+    snapshot.write(tmp_path / "a.pt")
+    content = checkpoint.read(tmp_path / "a.pt")
+    assert refused
+    assert (content["epoch"], content["parts"]) == (3, (1, [2.5, None, "text"]))
+    assert torch.equal(content["weights"]["a"], STATE["weights"]["a"])  # type: ignore[index]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_snapshot_is_of_its_moment_and_waits_for_no_later_work(tmp_path: Path) -> None:
+    weights = torch.ones(1_000_000, device="cuda")
+    snapshot = checkpoint.StateSnapshot({"weights": weights}, config={})
+    later = torch.cuda.Event()
+    weights.zero_()
+    torch.cuda._sleep(10_000_000_000)  # cycles: seconds
+    later.record()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(snapshot.write, tmp_path / "a.pt").result()
+    assert not later.query()
+    assert bool((checkpoint.read(tmp_path / "a.pt")["weights"] == 1).all())
 
 
 def test_nothing_is_left_behind_when_the_state_cannot_be_written(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from hpo.training.models import ConvNet, Mlp
+from hpo.training.models import ConvNet, Dropout, Mlp
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 32])
@@ -43,3 +44,26 @@ def test_mlp_has_the_layers_that_it_is_given(hidden: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("model", [ConvNet, Mlp])
 def test_every_rule_has_an_example_that_keeps_it(model: type[ConvNet] | type[Mlp]) -> None:
     assert all(rule.holds(rule.example) for rule in model.rules.values())
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.9])
+def test_dropout_is_pytorchs(p: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = Dropout(p), nn.Dropout(p)
+    ones = torch.ones(400, 500)
+    for made in (ours(ones), theirs(ones)):
+        kept = made[made != 0]
+        torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)))
+        assert abs(float((made == 0).float().mean()) - p) < 0.005  # ten standard deviations and more
+        assert abs(float(made.mean()) - 1) < 0.05
+    assert ours.eval()(ones) is ones
+    assert ours.state_dict() == {}
+
+
+def test_dropout_keeps_the_type_and_passes_gradients_of_what_it_kept() -> None:
+    inputs = torch.ones(64, dtype=torch.bfloat16, requires_grad=True)
+    outputs = Dropout(0.5)(inputs)
+    assert outputs.dtype == torch.bfloat16
+    outputs.sum().backward()
+    assert inputs.grad is not None
+    assert torch.equal(inputs.grad, outputs.detach())

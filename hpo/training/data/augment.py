@@ -31,7 +31,7 @@ def draw_moves(names: Sequence[str], *, num: int, height: int, width: int, gener
         ExperimentError: A name is no augmentation.
     """
     check_names(names)
-    moves_N3 = torch.zeros(num, 3, dtype=torch.int64, device=generator.device)  # noqa: N806
+    moves_N3 = torch.zeros(num, 3, dtype=torch.int64, device=generator.device)
     limits = [side // 8 if "crop" in names else 0 for side in (height, width)]
     for column, (low, high) in enumerate([*((-limit, limit) for limit in limits), (0, int("flip" in names))]):
         if high > low:
@@ -39,23 +39,38 @@ def draw_moves(names: Sequence[str], *, num: int, height: int, width: int, gener
     return moves_N3
 
 
-def apply_moves(images_NHWC: Tensor, moves_N3: Tensor) -> Tensor:  # noqa: N803
-    """(N, C, H, W) of the same type: pixel (y, x) is that of (y + rows, x + columns), then each row is flipped.
+class MovedPixels:
+    """Where the pixels of moved images come from: tables for all moves that `draw_moves` may draw.
 
-    Beyond an edge lies the mirror image, the edge itself not repeated; shifts must be smaller than the side.
+    Args:
+        height, width, channels: Of the images.
+        device: Where the tables lie.
     """
-    num, height, width, channels = images_NHWC.shape
-    device = images_NHWC.device
-    shift_y, shift_x, flip = moves_N3.unsqueeze(2).unbind(1)
-    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-    rows_NH = _mirrored(y + shift_y, height)  # noqa: N806
-    columns_NW = _mirrored(torch.where(flip > 0, x.flip(0), x) + shift_x, width)  # noqa: N806
-    offsets = (rows_NH * (width * channels)).view(num, 1, height, 1) + (columns_NW * channels).view(num, 1, 1, width)
-    offsets = offsets + torch.arange(channels, device=device).view(1, channels, 1, 1)
-    return images_NHWC.reshape(num, -1).gather(1, offsets.view(num, -1)).view(num, channels, height, width)
+
+    def __init__(self, height: int, width: int, channels: int, *, device: torch.device) -> None:
+        self._limits = height // 8, width // 8
+        rows, columns = (
+            _mirrored(torch.arange(-limit, limit + 1).unsqueeze(1) + torch.arange(side), side)
+            for limit, side in zip(self._limits, (height, width), strict=True)
+        )
+        self._rows_SH = (rows * (width * channels)).to(device)
+        self._columns_SW = (torch.cat([columns, columns.flip(1)]) * channels).to(device)
+        self._channels_C = torch.arange(channels, device=device)
+
+    def offsets(self, moves_B3: Tensor) -> Tensor:
+        """(B, H, W, C) int64: for each pixel, its place in the flat image (H, W, C) before the move.
+
+        Pixel (y, x) is that of (y + rows, x + columns), then each row is flipped. Beyond an edge lies the mirror
+        image, the edge itself not repeated.
+        """
+        shift_y, shift_x, flip = moves_B3.unbind(1)
+        limit_y, limit_x = self._limits
+        rows = self._rows_SH.index_select(0, shift_y + limit_y)
+        columns = self._columns_SW.index_select(0, torch.add(shift_x + limit_x, flip, alpha=2 * limit_x + 1))
+        return (rows.unsqueeze(2) + columns.unsqueeze(1)).unsqueeze(3) + self._channels_C
 
 
-def augment(images_NHWC: Tensor, *, names: Sequence[str], generator: torch.Generator) -> Tensor:  # noqa: N803
+def augment(images_NHWC: Tensor, *, names: Sequence[str], generator: torch.Generator) -> Tensor:
     """(N, C, H, W) of the same type, every image changed at random by its own draws; see `draw_moves`.
 
     Raises:
@@ -64,6 +79,13 @@ def augment(images_NHWC: Tensor, *, names: Sequence[str], generator: torch.Gener
     num, height, width, _ = images_NHWC.shape
     moves = draw_moves(names, num=num, height=height, width=width, generator=generator)
     return apply_moves(images_NHWC, moves.to(images_NHWC.device))
+
+
+def apply_moves(images_NHWC: Tensor, moves_N3: Tensor) -> Tensor:
+    """(N, C, H, W) of the same type, channels last in memory; see `MovedPixels.offsets`."""
+    num, *shape = images_NHWC.shape
+    offsets = MovedPixels(*shape, device=images_NHWC.device).offsets(moves_N3)
+    return images_NHWC.reshape(num, -1).gather(1, offsets.view(num, -1)).view(offsets.shape).permute(0, 3, 1, 2)
 
 
 def _mirrored(positions: Tensor, size: int) -> Tensor:

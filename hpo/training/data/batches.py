@@ -1,9 +1,10 @@
-"""Batches from images that lie on the device: nothing is read, decoded or copied to it while a trial trains."""
+"""Batches of images: drawn on the host, computed on the device from tensors that stay where they are."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,73 +13,95 @@ from torch import Tensor
 
 from hpo.errors import ExperimentError
 from hpo.seeds import derive
-from hpo.training.data.augment import apply_moves, check_names, draw_moves
-from hpo.training.data.images import Images
+from hpo.training.data.augment import MovedPixels, check_names, draw_moves
 from hpo.training.learning import Batch, Stream
 
-NORMALISED_MB = 64
-"""Up to this size images are kept on the device as normalised float32; above it as uint8, normalised per batch."""
-
-_BLOCK_MB = {"cpu": 2, "cuda": 64}
-"""float32 images that are prepared at once, for some batches: within a core's cache; or enough to fill a GPU."""
+Indices = NDArray[np.int64]
 
 
-class DeviceImages:
-    """One part of a data set on a device, made once in a process and shared by all of its trials.
-
-    On a CPU, images above `NORMALISED_MB` stay the mapped file that all processes of the node share.
+@dataclass(frozen=True, eq=False)
+class Buffers:
+    """The batch within reach, in tensors that a captured step reads again and again; kept for all trials.
 
     Attributes:
-        labels_N: int64.
+        rows_B: int64, which images of `images_NHWC`.
+        labels_B: int64.
+        moves_B3: int64, as `augment.draw_moves` draws them; None where nothing is augmented.
+        images_NHWC: The images: those of the data set, or those of this batch.
+    """
+
+    rows_B: Tensor
+    labels_B: Tensor
+    moves_B3: Tensor | None
+    images_NHWC: Tensor
+
+
+class StoredImages(ABC):
+    """One part of a data set, opened once in a process and shared by all of its trials.
+
+    Args:
         image_shape: Height, width, channels.
+        mean: (C,) of pixels scaled to [0, 1].
+        std: (C,) likewise.
+        device: Where batches are computed.
+
+    Law, which an inheritable test class holds against each: the same batches as from any other.
     """
 
     def __init__(
         self,
-        images_NHWC: NDArray[np.uint8],  # noqa: N803
-        labels_N: NDArray[np.int64],  # noqa: N803
+        image_shape: tuple[int, int, int],
         *,
         mean: NDArray[np.float32],
         std: NDArray[np.float32],
         device: torch.device,
     ) -> None:
-        self.device = device
-        self.labels_N = _shared(labels_N).to(device)
-        height, width, channels = images_NHWC.shape[1:]
-        self.image_shape: tuple[int, int, int] = (height, width, channels)
+        self.image_shape, self.device = image_shape, device
+        self._moved = MovedPixels(*image_shape, device=device)
         self._scale_C = torch.from_numpy(1 / (255 * std)).to(device)
         self._offset_C = torch.from_numpy(-mean / std).to(device)
-        images = _shared(images_NHWC).to(device)
-        self.is_normalised = images.numel() * 4 <= NORMALISED_MB * 2**20
-        self._images_NHWC = images.float().mul_(self._scale_C).add_(self._offset_C) if self.is_normalised else images
+        self._buffers: dict[tuple[int, bool], Buffers] = {}
 
-    @classmethod
-    def train_part(cls, images: Images, *, device: torch.device) -> DeviceImages:
-        """The train part, validation included."""
-        return cls(images.train_images, images.train_labels, mean=images.mean, std=images.std, device=device)
-
-    @classmethod
-    def test_part(cls, images: Images, *, device: torch.device) -> DeviceImages:
-        """The test part, normalised as the train part is."""
-        return cls(images.test_images, images.test_labels, mean=images.mean, std=images.std, device=device)
-
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self.labels_N)
+        """Images."""
 
-    def take(self, indices_B: Tensor, *, moves_B3: Tensor | None = None) -> Tensor:  # noqa: N803
-        """(B, C, H, W) float32, contiguous, normalised; moved by `augment.draw_moves`, where given."""
-        images = self._images_NHWC.index_select(0, indices_B)
-        images = images.permute(0, 3, 1, 2) if moves_B3 is None else apply_moves(images, moves_B3)
-        images = images.to(torch.float32, memory_format=torch.contiguous_format)
-        if self.is_normalised:
-            return images.contiguous()
-        return images.mul_(self._scale_C.view(-1, 1, 1)).add_(self._offset_C.view(-1, 1, 1))
+    def buffers(self, batch_size: int, *, moved: bool) -> Buffers:
+        """The one set of buffers of this form."""
+        key = (batch_size, moved)
+        if key not in self._buffers:
+            self._buffers[key] = self._new_buffers(batch_size, self._int64(batch_size, 3) if moved else None)
+        return self._buffers[key]
 
-    def block_size(self, batch_size: int) -> int:
-        """Samples to prepare at once: whole batches, at least one."""
-        sample_bytes = 4 * int(np.prod(self.image_shape))
-        fitting = _BLOCK_MB[self.device.type] * 2**20 // (sample_bytes * batch_size)
-        return batch_size * max(1, fitting)
+    def batch(self, buffers: Buffers) -> Batch:
+        """(B, C, H, W) float32, channels last in memory, normalised and moved; (B,) int64 labels."""
+        return self._developed(buffers.images_NHWC, buffers.rows_B, buffers.moves_B3), buffers.labels_B
+
+    @abstractmethod
+    def feed(self, order_N: Tensor, buffers: Buffers) -> Iterator[bool]:
+        """Each True brings the next whole batch of `order_N` (int64, on the host) within reach."""
+
+    @abstractmethod
+    def in_order(self, indices: Indices, *, batch_size: int) -> Iterable[Batch]:
+        """The images `indices` in their order, the last batch as small as it comes; may be iterated over again."""
+
+    @abstractmethod
+    def _new_buffers(self, batch_size: int, moves_B3: Tensor | None) -> Buffers: ...
+
+    def _developed(self, images_NHWC: Tensor, rows_B: Tensor, moves_B3: Tensor | None) -> Tensor:
+        if moves_B3 is None:
+            images = images_NHWC.index_select(0, rows_B)
+        else:  # one pass: each pixel straight from where it lies in the data set
+            first = (rows_B * int(np.prod(self.image_shape))).view(-1, 1, 1, 1)
+            places = self._moved.offsets(moves_B3) + first
+            images = images_NHWC.reshape(-1).index_select(0, places.view(-1)).view(places.shape)
+        return self._normalised(images).permute(0, 3, 1, 2)
+
+    def _normalised(self, images_BHWC: Tensor) -> Tensor:
+        return images_BHWC.to(torch.float32).mul_(self._scale_C).add_(self._offset_C)
+
+    def _int64(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
 
 class Batches(Stream):
@@ -89,13 +112,7 @@ class Batches(Stream):
     """
 
     def __init__(
-        self,
-        data: DeviceImages,
-        *,
-        indices: NDArray[np.int64],
-        batch_size: int,
-        augment: Sequence[str] = (),
-        seed: int,
+        self, data: StoredImages, *, indices: Indices, batch_size: int, augment: Sequence[str] = (), seed: int
     ) -> None:
         """Batches of the samples `indices`.
 
@@ -111,24 +128,44 @@ class Batches(Stream):
         self._names = tuple(augment)
         self._seed = seed
         self._epoch = 0
+        self._buffers = data.buffers(self._batch_size, moved=bool(self._names))
+        self._feed: Iterator[bool] = iter(())
+        self._moves: Iterator[Tensor] = iter(())
+        self._ahead: tuple[int, Tensor, Tensor | None] | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        """The next epoch: (B, C, H, W) float32 images and (B,) int64 labels, batch by batch."""
-        generator = torch.Generator().manual_seed(derive(self._seed, "epoch", self._epoch))
-        self._epoch += 1
-        num_samples, block_size = self.num_samples, self._data.block_size(self._batch_size)
-        order = self._indices[torch.randperm(len(self._indices), generator=generator)[:num_samples]]
-        order = order.to(self._data.device)
-        moves = self._moves(generator)
-        for start in range(0, num_samples, block_size):
-            block = order[start : start + block_size]
-            images = self._data.take(block, moves_B3=None if moves is None else moves[start : start + block_size])
-            labels = self._data.labels_N.index_select(0, block)
-            yield from zip(_split(images, self._batch_size), _split(labels, self._batch_size), strict=True)
+    @property
+    def place(self) -> object:
+        return id(self._buffers)  # kept by the data, so no other will have it
 
     @property
     def num_samples(self) -> int:
         return len(self._indices) // self._batch_size * self._batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The next epoch: (B, C, H, W) float32 images and (B,) int64 labels, batch by batch."""
+        self.begin_epoch()
+        while self.advance():
+            yield self.batch()
+
+    def begin_epoch(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        _, order, moves = ahead if ahead is not None and ahead[0] == self._epoch else self._drawn()
+        self._epoch += 1
+        self._feed = self._data.feed(order, self._buffers)
+        self._moves = iter(()) if moves is None else iter(_split(moves.to(self._data.device), self._batch_size))
+
+    def advance(self) -> bool:
+        if not next(self._feed, False):
+            return False
+        if self._buffers.moves_B3 is not None:
+            self._buffers.moves_B3.copy_(next(self._moves))
+        return True
+
+    def batch(self) -> Batch:
+        return self._data.batch(self._buffers)
+
+    def look_ahead(self) -> None:
+        self._ahead = self._drawn()
 
     def state(self) -> dict[str, int]:
         """JSON from which `restore` goes on with the next epoch; an epoch under way counts as had."""
@@ -138,36 +175,30 @@ class Batches(Stream):
         """Go on after the epoch at which `state()` was taken."""
         self._epoch = state["epoch"]
 
-    def _moves(self, generator: torch.Generator) -> Tensor | None:
+    def _drawn(self) -> tuple[int, Tensor, Tensor | None]:
+        """The next epoch's number, its order and its moves, on the host."""
+        generator = torch.Generator().manual_seed(derive(self._seed, "epoch", self._epoch))
+        order = self._indices[torch.randperm(len(self._indices), generator=generator)[: self.num_samples]]
         if not self._names:
-            return None
+            return self._epoch, order, None
         height, width, _ = self._data.image_shape
         moves = draw_moves(self._names, num=self.num_samples, height=height, width=width, generator=generator)
-        return moves.to(self._data.device)
+        return self._epoch, order, moves
 
 
 class InOrder:
     """Every sample once, always in the same order and without augmentation; to be iterated over again and again."""
 
-    def __init__(self, data: DeviceImages, *, indices: NDArray[np.int64] | None = None, batch_size: int = 2048) -> None:
+    def __init__(self, data: StoredImages, *, indices: Indices | None = None, batch_size: int = 2048) -> None:
         """The samples `indices` in their order, or all; the last batch may be smaller than `batch_size`."""
-        chosen = torch.arange(len(data)) if indices is None else torch.from_numpy(np.ascontiguousarray(indices))
-        self._data = data
-        self._blocks = _split(chosen.to(data.device), batch_size) if len(chosen) else ()
+        chosen = np.arange(len(data)) if indices is None else np.ascontiguousarray(indices)
+        self._batches = data.in_order(chosen, batch_size=batch_size) if len(chosen) else ()
 
     def __iter__(self) -> Iterator[Batch]:
         """(B, C, H, W) float32 normalised images and (B,) int64 labels."""
-        for block in self._blocks:
-            yield self._data.take(block), self._data.labels_N.index_select(0, block)
+        return iter(self._batches)
 
 
 def _split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
     parts: tuple[Tensor, ...] = tensor.split(size)  # type: ignore[no-untyped-call]
     return parts
-
-
-def _shared(array: NDArray[np.generic]) -> Tensor:
-    """The array's own memory as a tensor; never to be written, for it may be a mapped file."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

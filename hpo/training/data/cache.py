@@ -120,7 +120,7 @@ class Entry:
         return made
 
 
-def channel_statistics(images_NHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # noqa: N803
+def channel_statistics(images_NHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation per channel as (C,) float32, pixels scaled to [0, 1]; the sums are exact."""
     num_channels = images_NHWC.shape[-1]
     total, squares = np.zeros(num_channels, np.uint64), np.zeros(num_channels, np.uint64)

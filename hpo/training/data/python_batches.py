@@ -51,7 +51,7 @@ class PythonBatches(Source):
         for part in _BATCHES:
             batches = self._part(part)
             num = sum(len(labels) for _, labels in batches)
-            planes_NCHW = np.concatenate([pixels for pixels, _ in batches]).reshape(num, 3, 32, 32)  # noqa: N806
+            planes_NCHW = np.concatenate([pixels for pixels, _ in batches]).reshape(num, 3, 32, 32)
             writer.array(f"{part}_images", (num, *_SHAPE))[:] = planes_NCHW.transpose(0, 2, 3, 1)
             labels = writer.array(f"{part}_labels", (num,), dtype=np.int64)
             labels[:] = np.concatenate([labels for _, labels in batches])

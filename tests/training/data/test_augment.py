@@ -50,7 +50,7 @@ def test_floats_move_alike() -> None:
     assert moved[0].dtype == torch.uint8
     assert moved[1].dtype == torch.float32
     assert torch.equal(moved[0].float(), moved[1])
-    assert moved[0].is_contiguous()
+    assert moved[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_nothing_named_changes_nothing() -> None:

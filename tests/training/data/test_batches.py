@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import ExperimentError
-from hpo.training.data import Digits, ImageFolder, Images, batches
-from hpo.training.data.batches import Batches, DeviceImages, InOrder
+from hpo.training.data import Digits, ImageFolder, Images, resident
+from hpo.training.data.batches import Batches, InOrder, StoredImages
+from hpo.training.data.resident import DeviceImages
+from hpo.training.data.streamed import StreamedImages
 from tests.training.data import tiny
 
 CPU = torch.device("cpu")
@@ -29,10 +31,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Images:
     return data.load(data.locate(None), cache_dir=root / "cache")
 
 
-@pytest.fixture(params=["normalised once", "normalised per batch"])
-def on_device(photos: Images, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DeviceImages:
+@pytest.fixture(params=["normalised once", "normalised per batch", "streamed", "streamed by a process"])
+def stored(photos: Images, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StoredImages:
+    if request.param.startswith("streamed"):
+        num_workers = int(request.param == "streamed by a process")
+        return StreamedImages.train_part(photos, device=CPU, num_workers=num_workers)
     if request.param == "normalised per batch":
-        monkeypatch.setattr(batches, "NORMALISED_MB", 0)
+        monkeypatch.setattr(resident, "NORMALISED_MB", 0)
     data = DeviceImages.train_part(photos, device=CPU)
     assert data.is_normalised == (request.param == "normalised once")
     return data
@@ -43,32 +48,60 @@ def _flat(stream: Batches | InOrder) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
-def test_pixels_are_normalised(photos: Images, on_device: DeviceImages) -> None:
-    images, labels = _flat(InOrder(on_device, batch_size=7))
+def test_pixels_are_normalised(photos: Images, stored: StoredImages) -> None:
+    images, labels = _flat(InOrder(stored, batch_size=7))
     expected = (photos.train_images / 255 - photos.mean) / photos.std
     torch.testing.assert_close(images.double(), torch.from_numpy(expected).permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
-    assert (images.dtype, images.is_contiguous()) == (torch.float32, True)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
     assert labels.tolist() == photos.train_labels.tolist()
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3), rtol=0, atol=1e-5)
 
 
-def test_both_ways_of_normalising_agree(photos: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = {"indices": np.arange(40), "batch_size": 8, "augment": ("crop", "flip"), "seed": 3}
-    once, _ = _flat(Batches(DeviceImages.train_part(photos, device=CPU), **arguments))
-    monkeypatch.setattr(batches, "NORMALISED_MB", 0)
-    per_batch, _ = _flat(Batches(DeviceImages.train_part(photos, device=CPU), **arguments))
-    torch.testing.assert_close(once, per_batch)
+@pytest.mark.parametrize("augment", [(), ("crop", "flip")])
+def test_the_same_batches_from_everywhere(photos: Images, stored: StoredImages, augment: tuple[str, ...]) -> None:
+    here, there = (
+        Batches(data, indices=np.arange(1, 40), batch_size=8, augment=augment, seed=3)
+        for data in (stored, DeviceImages.train_part(photos, device=CPU))
+    )
+    for _ in range(2):
+        for (images, labels), (others, their_labels) in zip(here, there, strict=True):
+            torch.testing.assert_close(images, others)
+            assert torch.equal(labels, their_labels)
 
 
-def test_in_order_again_and_again(on_device: DeviceImages) -> None:
+def test_a_batch_is_computed_from_tensors_that_stay(stored: StoredImages) -> None:
+    one, other = (Batches(stored, indices=np.arange(32), batch_size=8, augment=("flip",), seed=s) for s in (1, 2))
+    assert one.place == other.place
+    assert one.place != Batches(stored, indices=np.arange(32), batch_size=4, augment=("flip",), seed=1).place
+    assert one.place != Batches(stored, indices=np.arange(32), batch_size=8, seed=1).place
+    one.batch()
+    one.begin_epoch()
+    while one.advance():
+        for mine, its in zip(one.batch(), other.batch(), strict=True):
+            assert torch.equal(mine, its)
+
+
+def test_looking_ahead_changes_nothing(stored: StoredImages) -> None:
+    plain, looking = (Batches(stored, indices=np.arange(32), batch_size=8, augment=("crop",), seed=5) for _ in "ab")
+    for _ in range(3):
+        first, second = _flat(plain), _flat(looking)
+        looking.look_ahead()
+        assert torch.equal(first[0], second[0])
+    looking.restore({"epoch": 0})
+    plain.restore({"epoch": 0})
+    assert torch.equal(_flat(plain)[0], _flat(looking)[0])
+
+
+def test_in_order_again_and_again(photos: Images, stored: StoredImages) -> None:
     chosen = np.array([5, 3, 39])
-    stream = InOrder(on_device, indices=chosen, batch_size=2)
+    stream = InOrder(stored, indices=chosen, batch_size=2)
     first, second = _flat(stream), _flat(stream)
     assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], on_device.labels_N[torch.from_numpy(chosen)])
+    assert torch.equal(first[1], torch.from_numpy(photos.train_labels[chosen]))
     assert [len(labels) for _, labels in stream] == [2, 1]
-    assert not list(InOrder(on_device, indices=np.zeros(0, np.int64)))
+    assert not list(InOrder(stored, indices=np.zeros(0, np.int64)))
 
 
 @given(st.integers(1, 60), st.integers(1, 50), st.integers(0, 2**63 - 1))
@@ -96,9 +129,9 @@ def test_epochs_differ_and_seeds_differ(digits: Images) -> None:
 
 
 @pytest.mark.parametrize("seen", [0, 1, 3])
-def test_goes_on_where_the_state_was_taken(on_device: DeviceImages, seen: int) -> None:
+def test_goes_on_where_the_state_was_taken(stored: StoredImages, seen: int) -> None:
     def begun() -> Batches:
-        return Batches(on_device, indices=np.arange(35), batch_size=8, augment=("crop", "flip"), seed=9)
+        return Batches(stored, indices=np.arange(35), batch_size=8, augment=("crop", "flip"), seed=9)
 
     original, restored = begun(), begun()
     for _ in range(seen):
@@ -109,18 +142,8 @@ def test_goes_on_where_the_state_was_taken(on_device: DeviceImages, seen: int) -
             assert torch.equal(one, other)
 
 
-def test_blocks_do_not_show(on_device: DeviceImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = {"indices": np.arange(40), "batch_size": 6, "augment": ("crop", "flip"), "seed": 3}
-    whole = _flat(Batches(on_device, **arguments))
-    monkeypatch.setattr(batches, "_BLOCK_MB", {"cpu": 0})
-    assert on_device.block_size(6) == 6
-    single = _flat(Batches(on_device, **arguments))
-    assert torch.equal(whole[0], single[0])
-    assert torch.equal(whole[1], single[1])
-
-
 def test_large_data_stays_the_mapped_file(photos: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "NORMALISED_MB", 0)
+    monkeypatch.setattr(resident, "NORMALISED_MB", 0)
     data = DeviceImages.train_part(photos, device=CPU)
     assert data._images_NHWC.data_ptr() == photos.train_images.ctypes.data
 
@@ -133,14 +156,14 @@ def test_a_part_without_images(tmp_path: Path) -> None:
     assert not list(InOrder(test_part))
 
 
-def test_batch_size_is_positive(on_device: DeviceImages) -> None:
+def test_batch_size_is_positive(stored: StoredImages) -> None:
     with pytest.raises(ExperimentError, match="batch_size: 0 is not at least 1"):
-        Batches(on_device, indices=np.arange(3), batch_size=0, seed=0)
+        Batches(stored, indices=np.arange(3), batch_size=0, seed=0)
 
 
-def test_unknown_augmentation(on_device: DeviceImages) -> None:
+def test_unknown_augmentation(stored: StoredImages) -> None:
     with pytest.raises(ExperimentError, match="'blur' is no augmentation"):
-        Batches(on_device, indices=np.arange(3), batch_size=1, augment=("blur",), seed=0)
+        Batches(stored, indices=np.arange(3), batch_size=1, augment=("blur",), seed=0)
 
 
 @pytest.mark.gpu

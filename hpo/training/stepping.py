@@ -1,0 +1,192 @@
+"""How the trials of a process step: captured where that can be, compiled where that is asked for or repaid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from hpo.errors import ExperimentError
+from hpo.training.blueprint import Blueprint, difference
+from hpo.training.capturable import Capturable, Uncapturable
+from hpo.training.learning import Recipe, Stream
+from hpo.training.settings import LoopSettings
+from hpo.training.step import CapturedStep, EagerStep, Record, TrainStep, Work, form, left_as_it_was, train_once
+
+COMPILED_SAVES = 0.25
+"""Share of an epoch that compiling saves: a captured ConvNet trained 133,000 images/s on an H200, compiled 177,000."""
+COMPILING_TAKES_S = 60.0
+"""Seconds that it has to save before it is worth beginning: it takes so long where nothing is in the node's cache."""
+
+_log = logging.getLogger(__name__)
+
+
+class Stepping:
+    """Gives each trial its step, and keeps a captured one for the next trials that it fits.
+
+    Args:
+        device: Where trials train.
+        record: What captures; None where nothing can.
+        planned_epochs: Epochs that this process is likely to train, of all its trials together, where that is known.
+    """
+
+    def __init__(self, device: torch.device, *, record: Record | None, planned_epochs: float | None = None) -> None:
+        self._device, self._record = device, record
+        self._planned_epochs = planned_epochs
+        self._num_epochs, self._epoch_s = 0, 0.0
+        self._captured: CapturedStep | None = None
+        self._refused: tuple[Blueprint, str] | None = None
+        self._uncompilable = ""
+        self._notes: dict[str, str] = {}
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """How the trial that trains now does so, and why."""
+        return dict(self._notes)
+
+    def begin(self, model: nn.Module, recipe: Recipe, stream: Stream) -> tuple[nn.Module, Optimizer]:
+        """Model and optimizer of a new trial on the device, in the state that `model`, on the host, is in.
+
+        Where the captured step fits, they are those that it works on; else it is given up, and its memory is free.
+
+        Raises:
+            ExperimentError: `capture` is "on", and nothing here can capture.
+        """
+        self._notes = {}
+        if recipe.loop.capture == "on" and self._record is None:
+            raise ExperimentError(
+                "'on' needs a GPU, and the trial has none",
+                where="capture",
+                remedy="leave it out: 'auto' captures there",
+            )
+        fresh = self._fresh_optimizer(model, recipe)
+        if self._captured is not None:
+            why = self._misfit(self._captured, model, fresh, recipe, stream)
+            if not why and isinstance(fresh, Capturable):
+                self._captured.take(model, fresh, recipe)
+                self._say("step", "captured before: it fits this trial, too")
+                return self._captured.work.model, self._captured.optimizer
+            _log.info("the captured step does not fit: %s", why)
+            self._captured = None
+        if self._device.type == "cpu":
+            return model, fresh
+        model = model.to(self._device)
+        return model, self._fresh_optimizer(model, recipe)
+
+    def step(self, work: Work) -> TrainStep:
+        """The step of a trial whose `begin` was the last.
+
+        Raises:
+            ExperimentError: It cannot be captured, or compiled, though that is asked for.
+            Exception: What the model raises.
+        """
+        if self._captured is not None:
+            return self._captured
+        loop = work.recipe.loop
+        if not self._repays(loop):
+            self._say("compile", self._uncompilable or "off")
+            return self._made(work)
+        try:
+            step = self._made(replace(work, forward=torch.compile(work.model, dynamic=False)))
+        except ExperimentError:
+            raise
+        except Exception as error:
+            self._uncompilable = f"off: the model cannot be compiled ({_words(error)})"
+            if loop.compile == "on":
+                raise ExperimentError(
+                    f"the model cannot be compiled ({_words(error)})", where="compile", remedy="--set compile=off"
+                ) from error
+            return self.step(work)
+        self._say("compile", "on")
+        return step
+
+    def trained(self, *, epoch_s: float) -> None:
+        """An epoch took so long."""
+        self._num_epochs += 1
+        self._epoch_s = epoch_s
+
+    def outgrown(self, step: TrainStep) -> bool:
+        """Whether another step would be better by now; the captured one is then given up."""
+        if step.is_compiled or not self._repays(step.work.recipe.loop):
+            return False
+        self._captured = None
+        return True
+
+    def _fresh_optimizer(self, model: nn.Module, recipe: Recipe) -> Optimizer:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self._record is not None and recipe.loop.capture != "off":
+            try:
+                return recipe.capturable(parameters)
+            except Uncapturable as why:
+                self._say("step", f"eager: {why}")
+        return recipe.optimizer(parameters)
+
+    def _misfit(
+        self, captured: CapturedStep, model: nn.Module, fresh: Optimizer, recipe: Recipe, stream: Stream
+    ) -> str:
+        if not isinstance(fresh, Capturable):
+            return "this trial is not captured"
+        if captured.is_compiled and recipe.loop.compile == "off":
+            return "this trial is not compiled"
+        if not captured.is_compiled and self._repays(recipe.loop):
+            return "this trial is compiled"
+        return difference(captured.form, form(model, fresh, stream, recipe))
+
+    def _made(self, work: Work) -> TrainStep:
+        why_not = self._why_not_capture(work)
+        if not why_not and self._record is not None:
+            try:
+                self._captured = CapturedStep(work, self._record)
+            except Uncapturable as why:
+                why_not = str(why)
+                if isinstance(work.optimizer, Capturable):
+                    self._refused = form(work.model, work.optimizer, work.stream, work.recipe), why_not
+            else:
+                self._say("step", "captured")
+                return self._captured
+        if work.recipe.loop.capture == "on":
+            raise ExperimentError(
+                f"the step cannot be captured: {why_not}", where="capture", remedy="mend it, or --set capture=auto"
+            )
+        self._say("step", f"eager: {why_not}")
+        if work.is_compiled:
+            with left_as_it_was(work):
+                train_once(work, work.recipe.loss_numbers)  # compiles now, so that a failure is known as that
+        return EagerStep(work)
+
+    def _why_not_capture(self, work: Work) -> str:
+        if self._record is None:
+            return "there is no GPU"
+        if work.recipe.loop.capture == "off":
+            return "capture is off"
+        if work.stream.place is None:
+            return "its batches come from the host"
+        if not isinstance(work.optimizer, Capturable):
+            return self._notes.get("step", "").removeprefix("eager: ")
+        if self._refused is not None:
+            refused, why = self._refused
+            if not difference(refused, form(work.model, work.optimizer, work.stream, work.recipe)):
+                return why
+        return ""
+
+    def _repays(self, loop: LoopSettings) -> bool:
+        if loop.compile != "auto":
+            return loop.compile == "on"
+        if self._record is None or self._uncompilable or self._planned_epochs is None:
+            return False  # without a captured step nobody has measured what compiling saves
+        to_come = max(self._planned_epochs - self._num_epochs, 0)
+        return to_come * self._epoch_s * COMPILED_SAVES > COMPILING_TAKES_S
+
+    def _say(self, what: str, how: str) -> None:
+        self._notes[what] = how
+        _log.info("%s: %s", what, how)
+
+
+def _words(error: Any) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
