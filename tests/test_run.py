@@ -142,7 +142,11 @@ class TestDryRun:
             (("--address", "x:1", "--set", "per_trial.gpus=1"), "1 CPU core and 1 GPU; the cluster says how many fit"),
         ],
     )
-    def test_says_what_each_trial_gets(self, study: Path, words: tuple[str, ...], line: str) -> None:
+    def test_says_what_each_trial_gets(
+        self, study: Path, words: tuple[str, ...], line: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Other tests leave a Ray in this process, which the command, in a process of its own, would not find.
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
         code, out, err = typed(study, "--dry-run", *words)
         assert code == 0, err
         assert line in out

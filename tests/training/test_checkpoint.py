@@ -61,6 +61,7 @@ def test_a_snapshot_for_which_the_device_has_no_room_is_taken_on_the_host(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
 def test_on_a_gpu_a_snapshot_is_of_its_moment_and_waits_for_no_later_work(tmp_path: Path) -> None:
     weights = torch.ones(1_000_000, device="cuda")
     snapshot = checkpoint.StateSnapshot({"weights": weights}, config={})
