@@ -15,6 +15,7 @@ import torch
 from hpo import files
 from hpo.errors import CheckpointError
 from hpo.protocols import Snapshot
+from hpo.training.cuda_graph import MAY_WAIT
 from hpo.trial import Config
 
 _FORMAT = 1
@@ -50,6 +51,8 @@ class StateSnapshot(Snapshot):
     def _beside_training(self) -> Iterator[None]:
         """Streams of this thread's own, for which the copies are there."""
         with contextlib.ExitStack() as streams:
+            if self._copied:
+                streams.enter_context(MAY_WAIT)
             for device, copied in self._copied.items():
                 aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
                 aside.wait_event(copied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,11 @@ _WARM_UPS = 3
 _OUR_TORCH = str(Path(torch.__file__).parent)
 
 
+MAY_WAIT = threading.Lock()
+"""Held by a thread that waits for the device while another might be looking for what does: PyTorch's switch for that
+is one for the whole process."""
+
+
 def cuda_graph(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """What repeats the kernels that `function` launches, on the tensors that it used.
 
@@ -28,39 +34,48 @@ def cuda_graph(function: Callable[[], None], device: torch.device) -> Callable[[
     """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            function()
-        with _refusing_to_wait():
-            function()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                function()
+            with _refusing_to_wait():
+                function()
+    finally:  # also where it is refused: what it has begun must not overtake what restores the weights
+        torch.cuda.current_stream(device).wait_stream(stream)
     torch.cuda.synchronize(device)
     return _captured(function, stream, device)
 
 
+def free_what_graphs_left() -> None:
+    """Free the matrix workspaces of the streams that captures used; for when no graph is alive."""
+    torch._C._cuda_clearCublasWorkspaces()
+
+
 def _captured(function: Callable[[], None], stream: torch.cuda.Stream, device: torch.device) -> Callable[[], None]:
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    before = torch.cuda.current_stream(device)
     index = torch.cuda.current_device() if device.index is None else device.index
     generator = torch.cuda.default_generators[index]
     spare = generator.clone_state()
     try:
         # Other threads may use the device meanwhile: one may be writing a checkpoint.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             function()
     except RuntimeError as error:
-        _recover(graph, generator, spare, index)
-        raise Uncapturable(_words(error)) from error
+        torch.cuda.set_stream(before)  # which a capture that ends in an error does not do
+        _recover(pool, generator, spare, index)
+        raise Uncapturable(_words(_first(error))) from error
     return graph.replay
 
 
-def _recover(graph: torch.cuda.CUDAGraph, generator: torch.Generator, spare: torch.Generator, index: int) -> None:
-    """After a failed capture generator and memory may believe that it still goes on.
+def _recover(pool: tuple[int, int], generator: torch.Generator, spare: torch.Generator, index: int) -> None:
+    """After a failed capture generator and allocator may believe that it still goes on.
 
     Raises:
         HpoError: The device does not answer any more.
     """
-    with contextlib.suppress(RuntimeError, AttributeError):
-        torch._C._cuda_endAllocateToPool(index, graph.pool())
+    with contextlib.suppress(RuntimeError, AttributeError):  # newer versions of PyTorch have done it themselves
+        torch._C._cuda_endAllocateToPool(index, pool)
     with contextlib.suppress(RuntimeError):
         generator.graphsafe_set_state(spare)
     try:
@@ -73,11 +88,18 @@ def _recover(graph: torch.cuda.CUDAGraph, generator: torch.Generator, spare: tor
         ) from error
 
 
+def _first(error: BaseException) -> BaseException:
+    """What went wrong in the capture; what it ends with says only that something did."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
 @contextlib.contextmanager
 def _refusing_to_wait() -> Iterator[None]:
     """Inside, whatever would have the host wait for the device is an error; it would break a capture off."""
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
+    with MAY_WAIT, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch calls this mode a prototype
         torch.cuda.set_sync_debug_mode("error")
         try:

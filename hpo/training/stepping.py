@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hpo.errors import ExperimentError
 from hpo.training.blueprint import Blueprint, difference
 from hpo.training.capturable import Capturable, Uncapturable
+from hpo.training.cuda_graph import free_what_graphs_left
 from hpo.training.learning import Recipe, Stream
 from hpo.training.settings import LoopSettings
 from hpo.training.step import CapturedStep, EagerStep, Record, TrainStep, Work, form, left_as_it_was, train_once
@@ -72,7 +73,7 @@ class Stepping:
                 self._say("step", "captured before: it fits this trial, too")
                 return self._captured.work.model, self._captured.optimizer
             _log.info("the captured step does not fit: %s", why)
-            self._captured = None
+            self._give_up()
         if self._device.type == "cpu":
             return model, fresh
         model = model.to(self._device)
@@ -89,21 +90,22 @@ class Stepping:
             return self._captured
         loop = work.recipe.loop
         if not self._repays(loop):
-            self._say("compile", self._uncompilable or "off")
+            self._say("compile", f"off: {self._uncompilable}" if self._uncompilable else "off")
             return self._made(work)
         try:
-            step = self._made(replace(work, forward=torch.compile(work.model, dynamic=False)))
+            step = self._made(replace(work, forward=_compiled(work.model)))
         except ExperimentError:
             raise
         except Exception as error:
-            self._uncompilable = f"off: the model cannot be compiled ({_words(error)})"
+            self._uncompilable = f"the model cannot be compiled ({_words(error)})"
             if loop.compile == "on":
-                raise ExperimentError(
-                    f"the model cannot be compiled ({_words(error)})", where="compile", remedy="--set compile=off"
-                ) from error
-            return self.step(work)
-        self._say("compile", "on")
-        return step
+                raise ExperimentError(self._uncompilable, where="compile", remedy="--set compile=off") from error
+        else:
+            self._say("compile", "on")
+            return step
+        # Not in the midst of the error, which keeps what the failed step had in memory.
+        self._say("compile", f"off: {self._uncompilable}")
+        return self._made(work)
 
     def trained(self, *, epoch_s: float) -> None:
         """An epoch took so long."""
@@ -114,8 +116,13 @@ class Stepping:
         """Whether another step would be better by now; the captured one is then given up."""
         if step.is_compiled or not self._repays(step.work.recipe.loop):
             return False
-        self._captured = None
+        self._give_up()
         return True
+
+    def _give_up(self) -> None:
+        self._captured = None
+        if self._device.type == "cuda":
+            free_what_graphs_left()
 
     def _fresh_optimizer(self, model: nn.Module, recipe: Recipe) -> Optimizer:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -144,7 +151,7 @@ class Stepping:
                 self._captured = CapturedStep(work, self._record)
             except Uncapturable as why:
                 why_not = str(why)
-                if isinstance(work.optimizer, Capturable):
+                if isinstance(work.optimizer, Capturable) and not isinstance(why.__cause__, torch.OutOfMemoryError):
                     self._refused = form(work.model, work.optimizer, work.stream, work.recipe), why_not
             else:
                 self._say("step", "captured")
@@ -185,6 +192,12 @@ class Stepping:
     def _say(self, what: str, how: str) -> None:
         self._notes[what] = how
         _log.info("%s: %s", what, how)
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    torch.compiler.reset()  # or the ninth architecture of a process would not be compiled any more, without a word
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
+    return compiled
 
 
 def _words(error: Any) -> str:

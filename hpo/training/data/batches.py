@@ -152,7 +152,7 @@ class Batches(Stream):
         _, order, moves = ahead if ahead is not None and ahead[0] == self._epoch else self._drawn()
         self._epoch += 1
         self._feed = self._data.feed(order, self._buffers)
-        self._moves = iter(()) if moves is None else iter(_split(moves.to(self._data.device), self._batch_size))
+        self._moves = iter(()) if moves is None else iter(_split(to_device(moves, self._data.device), self._batch_size))
 
     def advance(self) -> bool:
         if not next(self._feed, False):
@@ -197,6 +197,11 @@ class InOrder:
     def __iter__(self) -> Iterator[Batch]:
         """(B, C, H, W) float32 normalised images and (B,) int64 labels."""
         return iter(self._batches)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values there, without the host waiting for it."""
+    return values.to(device) if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def _split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:

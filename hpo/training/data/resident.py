@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo.training.data.batches import Buffers, Indices, StoredImages
+from hpo.training.data.batches import Buffers, Indices, StoredImages, to_device
 from hpo.training.data.images import Images
 from hpo.training.learning import Batch
 
@@ -62,7 +62,7 @@ class DeviceImages(StoredImages):
         return images, self.labels_N.index_select(0, buffers.rows_B)
 
     def feed(self, order_N: Tensor, buffers: Buffers) -> Iterator[bool]:
-        for rows in order_N.to(self.device).split(len(buffers.rows_B)):  # type: ignore[no-untyped-call]
+        for rows in to_device(order_N, self.device).split(len(buffers.rows_B)):  # type: ignore[no-untyped-call]
             buffers.rows_B.copy_(rows)
             yield True
 

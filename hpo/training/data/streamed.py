@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from hpo.training.data.batches import Buffers, Indices, StoredImages
 from hpo.training.data.images import Images
 from hpo.training.learning import Batch
 
+_Sent = tuple[Tensor, Tensor, torch.cuda.Event | None]
+"""Images and labels on the device, and what happens when they have arrived there."""
 _AHEAD = 4
 """Batches that each loading process reads ahead."""
 
@@ -81,19 +84,31 @@ class StreamedImages(StoredImages):
     def _loaded(self, purpose: str, order: Indices, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches on the device, one ahead of the one that is given out.
 
-        What comes out may be overwritten by the work that follows on the current stream only.
+        What comes out is free again when the work that follows on the current stream has been done.
         """
         if purpose not in self._loaders:  # its processes are kept from epoch to epoch, and from trial to trial
             self._loaders[purpose] = self._new_loader()
         blocks, loader = self._loaders[purpose]
         blocks.give(order, batch_size)
-        ahead: tuple[Tensor, Tensor] | None = None
+        in_use: deque[torch.cuda.Event] = deque()
+        ahead: _Sent | None = None
         for batch in loader:
             given, ahead = ahead, self._sent(batch)
             if given is not None:
                 yield self._arrived(given)
+                self._keep_up(in_use)
         if ahead is not None:
             yield self._arrived(ahead)
+
+    def _keep_up(self, in_use: deque[torch.cuda.Event]) -> None:
+        """Wait for the work on the last batch but two: else the device would fill with batches that wait for theirs."""
+        if self._copying is None:
+            return
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record()
+        in_use.append(done)
+        if len(in_use) > 2:
+            in_use.popleft().synchronize()
 
     def _new_loader(self) -> tuple[_Blocks, DataLoader[Any]]:
         blocks = _Blocks()
@@ -101,22 +116,26 @@ class StreamedImages(StoredImages):
         if self._num_workers:
             options = {"num_workers": self._num_workers, "persistent_workers": True, "prefetch_factor": _AHEAD}
         pinned = self.device.type == "cuda"
+        # With a generator of its own: it draws once, and no trial's randomness is to depend on whether it has.
+        options["generator"] = torch.Generator()
         return blocks, DataLoader(self._mapped, batch_size=None, sampler=blocks, pin_memory=pinned, **options)
 
-    def _sent(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _sent(self, batch: tuple[Tensor, Tensor]) -> _Sent:
         images, labels = batch
         if self._copying is None:
-            return images, labels
+            return images, labels, None
         with torch.cuda.stream(self._copying):
-            return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            return images, labels, self._copying.record_event()
 
-    def _arrived(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if self._copying is not None:
+    def _arrived(self, sent: _Sent) -> tuple[Tensor, Tensor]:
+        images, labels, copied = sent
+        if copied is not None:
             current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self._copying)
-            for tensor in batch:
+            current.wait_event(copied)
+            for tensor in (images, labels):
                 tensor.record_stream(current)  # its memory is not given away before the current stream has read it
-        return batch
+        return images, labels
 
     def _new_buffers(self, batch_size: int, moves_B3: Tensor | None) -> Buffers:
         rows = torch.arange(batch_size, device=self.device)
