@@ -1,7 +1,7 @@
 """Which learning rate and dropout suit a small CNN on CIFAR-10?
 
-Expected: with --quick on real images a learning rate between 1e-3 and 1e-2 and about 42 % validation accuracy, in
-          2 min 22 s on two CPU cores (n = 1, docs/benchmarks.md). The whole study wants a GPU.
+Expected: with --quick on real images a learning rate between 1e-3 and 1e-2 and about 44 % validation accuracy, in
+          2 min 36 s on two CPU cores (n = 1, docs/benchmarks.md). The whole study wants a GPU.
 Run:      python -m hpo.run experiments/cifar_lr_dropout.py --quick
 """
 
