@@ -16,7 +16,7 @@ def ray_cluster() -> Iterator[None]:
     tell_ray()
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     ray.init(
-        num_cpus=2,
+        num_cpus=6,  # for two trials at a time: a run begins while the last one's processes still end
         num_gpus=0,
         include_dashboard=False,
         log_to_driver=False,

@@ -63,8 +63,8 @@ def go(ray_cluster: None, tmp_path: Path) -> Callable[..., OpenRun]:
     ) -> OpenRun:
         path = tmp_path / "toy_study.py"
         path.write_text(BODY.replace("SETTINGS", settings))
-        where = {"results": tmp_path / "results", "cache_dir": tmp_path / "cache"}
-        return driver.run(load(path, overrides=overrides), Options(**where, **options), watcher or Quiet())
+        where = {"results": tmp_path / "results", "cache_dir": tmp_path / "cache", "concurrent": 2}
+        return driver.run(load(path, overrides=overrides), Options(**{**where, **options}), watcher or Quiet())
 
     return run
 
