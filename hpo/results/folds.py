@@ -23,6 +23,7 @@ TRIALS = pa.schema(
         ("config", pa.string()),
         ("parent_run", pa.string()),
         ("parent_trial", pa.int64()),
+        ("parent_digest", pa.string()),
         ("seed", pa.int64()),
         ("epochs", pa.int64()),
         ("best_score", pa.float64()),
@@ -67,6 +68,7 @@ class TrialRow:
     config: dict[str, Any] = field(default_factory=dict)
     parent_run: str | None = None
     parent_trial: int | None = None
+    parent_digest: str | None = None
     seed: int | None = None
     epochs: int = 0
     best_score: float | None = None
@@ -82,7 +84,8 @@ class TrialFold:
     def __init__(self, run_id: str, table: pa.Table | None = None) -> None:
         self.run_id = run_id
         self.rows: dict[int, TrialRow] = {}
-        names = [column.name for column in fields(TrialRow)]
+        stored_columns = set() if table is None else set(table.column_names)  # an older run lacks the newest ones
+        names = [column.name for column in fields(TrialRow) if column.name in stored_columns]
         for stored in table.select(names).to_pylist() if table is not None else ():
             self.rows[stored["trial"]] = TrialRow(**{**stored, "config": json.loads(stored["config"])})
 
@@ -135,6 +138,11 @@ def _started(row: TrialRow, _: Entry) -> None:
     row.num_attempts += 1
 
 
+def _started_from(row: TrialRow, entry: Entry) -> None:
+    row.parent_run, row.parent_trial = entry.detail["run"], entry.detail["trial"]
+    row.parent_digest = entry.detail["digest"]
+
+
 def _reported(row: TrialRow, entry: Entry) -> None:
     given = entry.detail.get("score")
     score = math.nan if given is None else float(given)
@@ -151,6 +159,12 @@ def _stopped(row: TrialRow, entry: Entry) -> None:
 
 def _paused(row: TrialRow, entry: Entry) -> None:
     row.state, row.stop_reason = "paused", entry.detail.get("reason")
+
+
+def _exploited(row: TrialRow, entry: Entry) -> None:
+    row.config = dict(entry.detail["config"])
+    row.parent_run, row.parent_trial, row.parent_digest = None, entry.detail["source"], None
+    row.state, row.stop_reason, row.checkpoint = "paused", entry.detail.get("reason"), entry.detail["path"]
 
 
 def _failed(row: TrialRow, entry: Entry) -> None:
@@ -172,10 +186,12 @@ def _deleted(row: TrialRow, entry: Entry) -> None:
 _CHANGES: dict[str, Callable[[TrialRow, Entry], None]] = {
     "proposed": _proposed,
     "started": _started,
+    "started_from": _started_from,
     "report": _reported,
     "stopped": _stopped,
     "paused": _paused,
     "interrupted": _paused,
+    "exploited": _exploited,
     "failed": _failed,
     "checkpoint": _checkpointed,
     "deleted": _deleted,

@@ -11,8 +11,46 @@ from pathlib import Path
 
 from hpo import files
 from hpo.errors import StoreError
+from hpo.storage import cache_folder, digest_of, is_url, join
 
 _NAME = re.compile(r"\w[\w.+-]*")
+_ROW = re.compile(r"runs/experiment=(?P<experiment>\w[\w.+-]*)/run=(?P<run>\w[\w.+-]*)/run\.parquet")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a store lies.
+
+    Attributes:
+        root: Its folder; of a store in a bucket, this machine's working folder of it.
+        url: Of the bucket and prefix; empty for a folder.
+    """
+
+    root: Path
+    url: str = ""
+
+    @classmethod
+    def of(cls, results: Path | str, *, cache_dir: Path | None = None) -> Place:
+        """The place that `--results` names.
+
+        Args:
+            results: A folder or a URL.
+            cache_dir: Where working folders lie; `hpo.storage.cache_folder()` by default.
+
+        Raises:
+            StoreError: It is a URL that names no storage.
+        """
+        if not is_url(results):
+            return cls(Path(results).expanduser())
+        url = join(str(results), "")
+        return cls((cache_dir or cache_folder()) / "stores" / digest_of(url), url)
+
+    def run(self, experiment: str, run_id: str) -> RunPaths:
+        """The files of a run."""
+        return RunPaths(self.root, experiment, run_id, self.url)
+
+    def __str__(self) -> str:
+        return self.url or str(self.root)
 
 
 @dataclass(frozen=True)
@@ -20,9 +58,10 @@ class RunPaths:
     """Every file name of one run.
 
     Args:
-        root: Folder of the whole store.
+        root: Folder of the whole store; of one in a bucket, this machine's working folder of it.
         experiment: Name of the experiment: letters, digits, `_ . + -`.
         run_id: As `new_run_id` makes them; the same characters.
+        url: Of a store in a bucket, where its files belong in the end; else empty.
 
     Raises:
         StoreError: A name would not make a folder name.
@@ -31,6 +70,7 @@ class RunPaths:
     root: Path
     experiment: str
     run_id: str
+    url: str = ""
 
     def __post_init__(self) -> None:
         for what, name in (("experiment", self.experiment), ("run", self.run_id)):
@@ -105,14 +145,48 @@ class RunPaths:
         """State of a trial after a step, as an attempt wrote it; no two attempts write one file."""
         return self.checkpoints / f"trial-{trial:05d}" / f"attempt-{attempt:02d}-step-{step:04d}.pt"
 
-    def log(self, trial: int) -> Path:
-        """What a trial printed."""
-        return self.work / "logs" / f"trial-{trial:05d}.log"
+    def log(self, trial: int, rank: int = 0, *, attempt: int = 0) -> Path:
+        """What a trial printed, in the first of its processes or in another.
+
+        For a store in a bucket, where no two nodes can write to one file, each attempt has one of its own.
+        """
+        attempted = f".attempt-{attempt:02d}" if self.url and attempt else ""
+        return self.work / "logs" / f"trial-{trial:05d}{attempted}{f'-rank-{rank}' if rank else ''}.log"
+
+    def logs(self, trial: int) -> list[Path]:
+        """What a trial printed, in all its files, by attempt and process."""
+        found = (self.work / "logs").glob(f"trial-{trial:05d}*.log")
+        return sorted(found, key=lambda path: path.stem)
 
     @property
     def tensorboard(self) -> Path:
         """Folder to start TensorBoard on."""
         return self.work / "tensorboard"
+
+    def name(self, path: Path) -> str:
+        """What a file is called in the store."""
+        return path.relative_to(self.root).as_posix()
+
+    def target(self, path: Path) -> str:
+        """Where a file belongs in the end: its own path, or a URL."""
+        return join(self.url, self.name(path)) if self.url else str(path)
+
+    def recorded(self, target: str) -> str:
+        """What the journal calls a file of the run: its name in `work`, so that a store may be moved.
+
+        Files of other runs are called by their whole path or URL.
+        """
+        _, found, inside = target.partition("?")[0].rpartition(self._mark)
+        return inside if found else target
+
+    def located(self, recorded: str) -> str:
+        """Where a file is that the journal names: a path or a URL. Whole paths, of older journals, are read as well."""
+        inside = self.recorded(recorded)
+        return inside if is_url(inside) or Path(inside).is_absolute() else self.target(self.work / inside)
+
+    @property
+    def _mark(self) -> str:
+        return f"/work/{self.experiment}/{self.run_id}/"
 
     def _table(self, name: str) -> Path:
         return self.root / name / f"experiment={self.experiment}" / f"run={self.run_id}"
@@ -123,6 +197,12 @@ def runs_under(root: Path) -> Iterator[RunPaths]:
     for file in root.glob("runs/experiment=*/run=*/run.parquet"):
         run, experiment = file.parent.name, file.parent.parent.name
         yield RunPaths(root, experiment.removeprefix("experiment="), run.removeprefix("run="))
+
+
+def made_by(run_file: str) -> tuple[str, str] | None:
+    """Experiment and run that a row's name in the store tells; None where it is no such name."""
+    found = _ROW.fullmatch(run_file)
+    return (found["experiment"], found["run"]) if found else None
 
 
 def new_run_id() -> str:

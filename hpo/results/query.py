@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from hpo.errors import StoreError, UnknownRun
 from hpo.results.folds import RUNS, TRIALS
-from hpo.results.layout import RunPaths, runs_under
+from hpo.results.layout import Place, RunPaths, runs_under
+from hpo.results.lock import is_held
+from hpo.results.mirror import Mirror, Seen
 from hpo.results.snapshot import Snapshot
 from hpo.results.tables import EVENTS, REPORTS, stacked
+
+if TYPE_CHECKING:
+    import duckdb
 
 VIEWS = ("runs", "trials", "reports", "events")
 _NUM_LISTED = 10
@@ -24,12 +29,20 @@ class Store:
 
     Takes no locks and disturbs no driver. A store that is empty, or not there, has views without rows.
 
+    Of a store in a bucket each call first brings to this machine what is new of what it reads; a run that is driven
+    here is read from the driver's own files.
+
     Args:
-        root: Folder of the store.
+        root: Folder of the store, or a bucket's URL.
+
+    Raises:
+        StoreError: The URL names no storage; at a call: nothing answers there.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str | Place) -> None:
+        self.place = root if isinstance(root, Place) else Place.of(root)
+        self.root = self.place.root
+        self._mirror = Mirror(self.place) if self.place.url else None
 
     def sql(self, query: str) -> pa.Table:
         """The rows that a DuckDB query gives; none for a statement that gives none.
@@ -38,8 +51,13 @@ class Store:
             StoreError: The query is wrong, in DuckDB's words, with the views and columns that there are; or a file
                 is damaged.
         """
+        import duckdb  # which the processes that train have no use for
+
+        # A view that a query does not name, it does not read.
+        named = {view for view in VIEWS if re.search(rf"\b{view}\b", query, re.IGNORECASE)}
+        snapshots = self._snapshots(named | ({"events"} if "reports" in named else set()))
         with duckdb.connect(":memory:") as connection:
-            self._make_views(connection)
+            _make_views(connection, snapshots)
             try:
                 relation = connection.sql(query)
                 return pa.table({}) if relation is None else relation.to_arrow_table()
@@ -61,7 +79,9 @@ class Store:
         Raises:
             UnknownRun: There is none of that name.
         """
-        return stacked([Snapshot.of(self.paths(run)).trials], fixed=TRIALS)
+        paths = self.paths(run)
+        self._bring(paths.trials_file.parent)
+        return stacked([Snapshot.of(paths).trials], fixed=TRIALS)
 
     def best(self, run: str, *, limit: int = 10) -> pa.Table:
         """Trials of a run, the best first, the earlier of equals first; those without a finite score are left out.
@@ -94,7 +114,7 @@ class Store:
         if len(found) == 1:
             return dict(found[0])
         problem = f"{len(found)} runs begin with {ref!r}" if found else f"no run is called {ref!r}"
-        raise UnknownRun(problem, where=str(self.root), remedy=_what_there_is(found or rows))
+        raise UnknownRun(problem, where=str(self.place), remedy=_what_there_is(found or rows))
 
     def newest(self, experiment: str, *, digest: str | None = None) -> dict[str, Any] | None:
         """The row of the newest run of an experiment, of those with the digest if one is given; None without any."""
@@ -103,25 +123,82 @@ class Store:
         return matching[-1] if matching else None
 
     def paths(self, ref: str) -> RunPaths:
-        """The files of the run that is meant.
+        """The files of the run that is meant, on this machine; of one in a bucket, the run's row is there.
 
         Raises:
             UnknownRun: As `find_run` does.
         """
-        row = self.find_run(ref)
-        return RunPaths(self.root, row["experiment"], row["run_id"])
+        run_id = self.find_run(ref)["run_id"]
+        return next(seen.paths for seen in self._seen() if seen.paths.run_id == run_id)
 
-    def _snapshots(self) -> list[Snapshot]:
-        return [Snapshot.of(paths) for paths in runs_under(self.root)]
+    def read(self, ref: str, file: Callable[[RunPaths], Path]) -> str:
+        """What a file in the folder of a run holds.
 
-    def _make_views(self, connection: duckdb.DuckDBPyConnection) -> None:
-        snapshots = self._snapshots()
-        connection.register("runs", pa.Table.from_pylist([shot.run for shot in snapshots], schema=RUNS))
-        connection.register("trials", stacked([shot.trials for shot in snapshots], fixed=TRIALS))
-        tails = stacked([shot.reports_tail for shot in snapshots if shot.tail], fixed=REPORTS)
-        _view(connection, "reports", tails, (file for shot in snapshots for file in shot.reports_parts))
-        tails = stacked([shot.events_tail for shot in snapshots if shot.tail], fixed=EVENTS)
-        _view(connection, "events", tails, (file for shot in snapshots for file in shot.events_parts))
+        Raises:
+            UnknownRun: As `find_run` does.
+            FileNotFoundError: There is no such file.
+        """
+        paths = self.paths(ref)
+        path = file(paths)
+        if self._mirror is None or path.exists():
+            return path.read_text(encoding="utf-8")
+        return self._mirror.read(paths.name(path)).decode()
+
+    def logs(self, ref: str, trial: int) -> list[Path]:
+        """What a trial printed: a file for each of its processes, or none if it printed nothing.
+
+        Raises:
+            UnknownRun: As `find_run` does.
+        """
+        paths = self.paths(ref)
+        if self._mirror is None:
+            return paths.logs(trial)
+        # What trials of this machine print is here first; other nodes upload theirs.
+        copies = self._mirror.copies(paths)
+        self._bring(copies.log(trial).parent)
+        files = {path.name: path for path in (*copies.logs(trial), *paths.logs(trial))}
+        return [files[name] for name in sorted(files, key=lambda name: Path(name).stem)]
+
+    def curves(self, ref: str) -> Path:
+        """The folder to start TensorBoard on.
+
+        Raises:
+            UnknownRun: As `find_run` does.
+        """
+        paths = self.paths(ref)
+        self._bring(paths.tensorboard)
+        return paths.tensorboard
+
+    def ask_to_stop(self, ref: str) -> None:
+        """Ask a run's driver to stop, as Ctrl-C would.
+
+        Raises:
+            UnknownRun: As `find_run` does.
+        """
+        paths = self.paths(ref)
+        if self._mirror is None or is_held(paths.lock):
+            paths.stop_request.touch()
+        else:
+            self._mirror.ask_to_stop(paths)
+
+    def _bring(self, folder: Path) -> None:
+        if self._mirror is not None:
+            self._mirror.bring(folder)
+
+    def _seen(self, tables: Collection[str] = ()) -> list[Seen]:
+        return [Seen(paths) for paths in runs_under(self.root)] if self._mirror is None else self._mirror.runs(tables)
+
+    def _snapshots(self, tables: Collection[str] = ()) -> list[Snapshot]:
+        return [Snapshot.of(seen.paths, driven=seen.driven) for seen in self._seen(tables)]
+
+
+def _make_views(connection: duckdb.DuckDBPyConnection, snapshots: Sequence[Snapshot]) -> None:
+    connection.register("runs", pa.Table.from_pylist([shot.run for shot in snapshots], schema=RUNS))
+    connection.register("trials", stacked([shot.trials for shot in snapshots], fixed=TRIALS))
+    tails = stacked([shot.reports_tail for shot in snapshots if shot.tail], fixed=REPORTS)
+    _view(connection, "reports", tails, (file for shot in snapshots for file in shot.reports_parts))
+    tails = stacked([shot.events_tail for shot in snapshots if shot.tail], fixed=EVENTS)
+    _view(connection, "events", tails, (file for shot in snapshots for file in shot.events_parts))
 
 
 def _view(connection: duckdb.DuckDBPyConnection, name: str, tail: pa.Table, files: Iterable[Path]) -> None:

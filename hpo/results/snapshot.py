@@ -25,14 +25,16 @@ class Snapshot:
         paths: Its files.
         sealed: Numbers of the segments that are Parquet parts.
         tail: Entries of the others, in order.
+        driven: Whether a driver lives, where no lock beside the files tells it.
     """
 
     paths: RunPaths
     sealed: Sequence[int]
     tail: Sequence[Entry]
+    driven: bool | None = None
 
     @classmethod
-    def of(cls, paths: RunPaths) -> Snapshot:
+    def of(cls, paths: RunPaths, *, driven: bool | None = None) -> Snapshot:
         """The run as it is now; takes no lock, and the driver does not notice.
 
         Raises:
@@ -42,7 +44,7 @@ class Snapshot:
         sealed = paths.sealed()
         before = set(sealed)
         tail, _ = read_segments(paths, [number for number in paths.segments() if number not in before])
-        return cls(paths, sealed, tail)
+        return cls(paths, sealed, tail, driven)
 
     @property
     def run(self) -> dict[str, Any]:
@@ -51,7 +53,8 @@ class Snapshot:
         fold = RunFold(self.paths.run_id, self.paths.experiment, table)
         fold.apply(self._after(through))
         row: dict[str, Any] = fold.table().to_pylist()[0]
-        if row["state"] == "running" and not is_held(self.paths.lock):
+        driven = is_held(self.paths.lock) if self.driven is None else self.driven
+        if row["state"] == "running" and not driven:
             row["state"] = "interrupted"
         return row
 

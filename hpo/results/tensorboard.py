@@ -51,18 +51,19 @@ class TensorBoardWriter:
     def _write_on(self) -> None:
         files: _TrialFiles | None = None
         try:
-            while (batch := self._gathered()) is not None:
-                files = files or _TrialFiles(self._paths, self._goal)
-                for entry in batch:
-                    self._trials.apply([entry])
-                    if entry.trial is not None:
-                        files.write(entry, self._trials.rows.get(entry.trial))
-                files.flush()
-        except OSError as error:
+            try:
+                while (batch := self._gathered()) is not None:
+                    files = files or _TrialFiles(self._paths, self._goal)
+                    for entry in batch:
+                        self._trials.apply([entry])
+                        if entry.trial is not None:
+                            files.write(entry, self._trials.rows.get(entry.trial))
+                    files.flush()
+            finally:
+                if files is not None:
+                    files.close()
+        except OSError as error:  # of a full disk a second one, since closing writes what is left
             _log.warning("TensorBoard's files of run %s end here: %s", self._paths.run_id, error)
-        finally:
-            if files is not None:
-                files.close()
 
     def _gathered(self) -> list[Entry] | None:
         """What was fed, after a wait for more of it; None at the end."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpo.results import Entry
 from hpo.results.folds import RUNS, TRIALS, RunFold, TrialFold, hyper_parameter
 from tests.results.entries import RUN_STARTED, entry
 
@@ -44,6 +45,7 @@ def test_a_trial_that_trains():
         "num_attempts": 1,
         "parent_run": "p",
         "parent_trial": 4,
+        "parent_digest": None,
         "best_score": 0.5,
         "best_step": 1,
         "hp_lr": 0.1,
@@ -161,3 +163,14 @@ def test_a_run_from_its_beginning_to_its_end_and_on():
     row = again.table().to_pylist()[0]
     assert (row["state"], row["reason"], row["finished_at"], row["num_trials"]) == ("running", None, None, 9)
     assert row["started_at"] == _utc(1_000_002)
+
+
+def test_a_table_without_the_newest_columns_is_folded_on():
+    fold = TrialFold("r")
+    fold.apply(BEGIN)
+    older = fold.table().drop_columns(["parent_digest"])
+    on = TrialFold("r", older)
+    detail = {"weights": "a.pt", "run": "q", "trial": 1, "digest": "d"}
+    on.apply([Entry(4, 0.0, "started_from", 0, 1, None, detail)])
+    assert on.rows[0].parent_digest == "d"
+    assert (on.rows[0].parent_run, on.rows[0].parent_trial) == ("q", 1)

@@ -1,9 +1,10 @@
 import re
+from pathlib import Path
 
 import pytest
 
 from hpo.errors import StoreError
-from hpo.results.layout import RunPaths, new_run_id, runs_under, write_atomically
+from hpo.results.layout import Place, RunPaths, made_by, new_run_id, runs_under, write_atomically
 
 
 def test_the_names_are_those_that_the_documentation_gives(tmp_path):
@@ -70,3 +71,47 @@ def test_what_cannot_be_written_leaves_the_old(tmp_path):
     with pytest.raises(StoreError, match=r"folder: cannot be written: Is a directory"):
         write_atomically(tmp_path / "folder", "new")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_journal_calls_files_by_their_names_in_the_run(tmp_path):
+    paths = RunPaths(tmp_path, "e", "r")
+    name = "checkpoints/trial-00005/attempt-01-step-0003.pt"
+    for where in (paths, RunPaths(tmp_path, "e", "r", "s3://b/p?scheme=http"), RunPaths(tmp_path / "moved", "e", "r")):
+        target = where.target(where.checkpoint(5, 1, 3))
+        assert where.recorded(target) == name
+        assert where.located(name) == target
+        assert paths.located(target) == str(paths.checkpoint(5, 1, 3))  # also after the store was moved
+    assert RunPaths(tmp_path, "e", "r", "s3://b/p?scheme=http").located(name) == f"s3://b/p/work/e/r/{name}?scheme=http"
+
+
+def test_files_of_other_runs_are_called_by_their_whole_names(tmp_path):
+    paths = RunPaths(tmp_path, "e", "r")
+    for other in ("/elsewhere/work/e/r2/checkpoints/x.pt", "s3://b/p/work/e2/r/checkpoints/x.pt?scheme=http"):
+        assert paths.recorded(other) == paths.located(other) == other
+
+
+def test_each_attempt_has_a_log_in_a_bucket_and_each_trial_one_in_a_folder(tmp_path):
+    here, bucket = RunPaths(tmp_path, "e", "r"), RunPaths(tmp_path, "e", "r", "s3://b/p")
+    assert here.log(5, attempt=2) == here.log(5)
+    assert bucket.log(5, attempt=2).name == "trial-00005.attempt-02.log"
+    assert bucket.log(5, 1, attempt=2).name == "trial-00005.attempt-02-rank-1.log"
+    for path in (bucket.log(5, attempt=2), bucket.log(5, 1, attempt=2), bucket.log(5, attempt=1), bucket.log(6)):
+        write_atomically(path, "text")
+    assert bucket.logs(5) == [bucket.log(5, attempt=1), bucket.log(5, attempt=2), bucket.log(5, 1, attempt=2)]
+
+
+def test_a_bucket_has_a_working_folder_of_its_own(tmp_path):
+    assert Place.of(tmp_path / "results") == Place(tmp_path / "results")
+    assert Place.of("~/results") == Place(Path.home() / "results")
+    one, two = (Place.of(f"s3://b/{name}/", cache_dir=tmp_path) for name in ("p", "q"))
+    assert one.url == str(one) == "s3://b/p"
+    assert one.root.parent == two.root.parent == tmp_path / "stores"
+    assert one.root != two.root
+    assert Place.of("s3://b/p", cache_dir=tmp_path) == one
+    assert one.run("e", "r") == RunPaths(one.root, "e", "r", "s3://b/p")
+
+
+def test_a_row_tells_whose_it_is():
+    paths = RunPaths(Path(), "e", "r")
+    assert made_by(paths.name(paths.run_file)) == ("e", "r")
+    assert made_by("runs/odd") is None

@@ -1,5 +1,7 @@
+import gc
 import logging
 import math
+import resource
 
 import pytest
 
@@ -99,3 +101,18 @@ def test_a_disk_that_refuses_ends_the_files_and_nothing_else(tmp_path, caplog):
         writer.feed([entry(1, "report", trial=0, step=1, **report(0.5))])
         writer.close()
     assert "TensorBoard's files of run r end here" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_disk_that_is_full_ends_the_files_and_nothing_else(tmp_path, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = TensorBoardWriter(RunPaths(tmp_path, "e", "r"), goal="val_accuracy")
+    with caplog.at_level(logging.WARNING, "hpo"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # no file may grow beyond
+        try:
+            writer.feed([entry(step, "report", trial=0, step=step, **report(0.5)) for step in range(1, 200)])
+            writer.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    gc.collect()  # tensorboardX leaves a file open that it cannot flush
+    assert "TensorBoard's files of run r end here: [Errno 27]" in caplog.text
