@@ -7,6 +7,7 @@ the host, once and for all while a step is captured.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -16,6 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hpo.training.lean import lean
+from hpo.training.optimizers import OPTIMIZERS
+
+INITIAL_LR = "initial_lr"
+"""Where PyTorch's schedules keep the rate that a group began with."""
 
 
 class Uncapturable(Exception):  # noqa: N818
@@ -105,6 +110,7 @@ class Capturable(Optimizer):
             f"optimizer.{index}.{name}": self._built_in(name, value)
             for index, group in enumerate(self.param_groups)
             for name, value in {**group, "class": type(self).__name__, "params": len(group["params"])}.items()
+            if name != INITIAL_LR
         }
 
     def _built_in(self, name: str, value: object) -> object:
@@ -182,57 +188,22 @@ class _Sgd(Capturable):
         torch._foreach_add_(parameters, torch._foreach_mul(grads, -numbers["lr"]))
 
 
-_LeanAdam, _LeanAdamW, _LeanSgd = lean(_Adam), lean(_AdamW), lean(_Sgd)
+def _namesake(kind: type[Capturable], name: str) -> Callable[..., Capturable]:
+    """Builds `kind` with the settings and defaults of its namesake in `optimizers`."""
+    parameters = inspect.signature(OPTIMIZERS[name]).parameters.values()
+    defaults = {
+        parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+    def build(parameters: Iterable[Tensor], **settings: Any) -> Capturable:
+        if settings.get("dampening") and settings.get("momentum"):
+            raise Uncapturable("dampening makes the first step another one")
+        return kind(parameters, {**defaults, **settings})
+
+    return build
 
 
-def adam(
-    parameters: Iterable[Tensor],
-    *,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    amsgrad: bool = False,
-) -> Capturable:
-    """What `torch.optim.Adam` computes (Kingma & Ba 2015)."""
-    return _LeanAdam(
-        parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
-    )
-
-
-def adamw(
-    parameters: Iterable[Tensor],
-    *,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 1e-2,
-    amsgrad: bool = False,
-) -> Capturable:
-    """What `torch.optim.AdamW` computes (Loshchilov & Hutter 2019)."""
-    return _LeanAdamW(
-        parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
-    )
-
-
-def sgd(
-    parameters: Iterable[Tensor],
-    *,
-    lr: float = 1e-3,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
-) -> Capturable:
-    """What `torch.optim.SGD` computes without dampening.
-
-    Raises:
-        Uncapturable: With dampening PyTorch's first step differs from the others.
-    """
-    if dampening and momentum:
-        raise Uncapturable("dampening makes the first step another one")
-    return _LeanSgd(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
-
-
-CAPTURABLE: Mapping[str, Callable[..., Capturable]] = {"adam": adam, "adamw": adamw, "sgd": sgd}
+CAPTURABLE: Mapping[str, Callable[..., Capturable]] = {
+    name: _namesake(lean(kind), name) for name, kind in (("adam", _Adam), ("adamw", _AdamW), ("sgd", _Sgd))
+}
 """By the values of the hyper-parameter `optimizer`; each takes what its namesake in `optimizers` takes."""

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def read(path: Path) -> dict[str, Any]:
         CheckpointError: It is missing, cut off, damaged, or in a format of another version.
     """
     try:
+        _check_sums(path)
         # A damaged file may say what it likes about itself before it fails.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -113,6 +115,23 @@ def read(path: Path) -> dict[str, Any]:
             f"the checkpoint has format {version!r}, this version reads {_FORMAT}", where=str(path), remedy=_START_OVER
         )
     return dict(content)
+
+
+def _check_sums(path: Path) -> None:
+    """Raise BadZipFile where a part of the file is not what was written: torch.load takes any weights as they come."""
+    with zipfile.ZipFile(path) as parts:
+        damaged = parts.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+
+
+def best_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The best weights in what `read` gives: where the last ones are, those that were measured."""
+    averages = state.get("average") or {}
+    return state["best"]["model"] or {
+        **state["model"],
+        **{name: value for name, value in averages.items() if name in state["model"]},
+    }
 
 
 def check_same(config: Config, written: Mapping[str, Any], *, path: Path) -> None:

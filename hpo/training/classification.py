@@ -1,10 +1,9 @@
-"""Images into classes: cross-entropy, and the measures of a confusion matrix."""
+"""Images or rows of a table into classes: cross-entropy, and the measures of a confusion matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,33 +11,42 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpo.errors import ExperimentError
-from hpo.protocols import Dataset, Setting
-from hpo.training.data import ImageData, Located
-from hpo.training.images import ImageSettings, ImageSource, given_by_images
+from hpo.training.data import ImageData
+from hpo.training.data.tables import TableData
+from hpo.training.feed import FedTask, Feed
+from hpo.training.image_feed import ImageFeed
 from hpo.training.learning import Tally
 from hpo.training.rules import Rule, number
-from hpo.training.supervised import SupervisedTask
+from hpo.training.tabular import Classes, TableFeed
 
 
 @dataclass(frozen=True)
-class Classification(SupervisedTask):
-    """A model that tells the classes of images apart, trained with cross-entropy.
+class Classification(FedTask):
+    """A model that tells the classes of images, or of rows of a table, apart, trained with cross-entropy.
 
-    It reports `train_loss, train_accuracy, val_loss, val_accuracy, val_precision, val_recall`. Precision and recall
-    are means over all classes of the data; a class that is never predicted has precision 0. Label smoothing
-    (hyper-parameter `label_smoothing`) is in the training loss only, so that `val_loss` compares trials.
+    It reports `train_loss, train_accuracy, val_loss, val_accuracy, val_precision, val_recall, val_f1`. Precision,
+    recall and F1 are means over all classes of the data; a class that is never predicted has precision 0, one without
+    any sample or prediction F1 0. Label smoothing (hyper-parameter `label_smoothing`) is in the training loss only, so
+    that `val_loss` compares trials.
 
     Args:
         model: Gives logits (B, num_classes) of images (B, C, H, W). It may ask for `in_channels` (C),
-            `num_classes`, `image_size` (H, or (H, W) where they differ), `in_features` (C x H x W).
-        data: The images.
+            `num_classes`, `image_size` (H, or (H, W) where they differ), `in_features` (C x H x W). Of rows: of their
+            normalised features (B, in_features); it may ask for `in_features`, `num_classes`.
+        data: The images, or a table whose targets are classes (N,).
     """
 
-    data: ImageData
+    data: ImageData | TableData
 
     @property
-    def gives(self) -> tuple[str, ...]:
-        return ("in_channels", "in_features", "image_size", "num_classes")
+    def feed(self) -> Feed:
+        if isinstance(self.data, ImageData):
+            return ImageFeed(self.data)
+        if isinstance(self.data, TableData):
+            return TableFeed(self.data, Classes())
+        raise ExperimentError(
+            f"{self.data!r} is neither images nor a table", where="data", remedy="give one, e.g. data=Cifar10()"
+        )
 
     @property
     def loss_rules(self) -> Mapping[str, Rule]:
@@ -50,11 +58,7 @@ class Classification(SupervisedTask):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        return ("loss", "accuracy", "precision", "recall")
-
-    @property
-    def data_settings(self) -> type[ImageSettings]:
-        return ImageSettings
+        return ("loss", "accuracy", "precision", "recall", "f1")
 
     @property
     def loss_numbers(self) -> tuple[str, ...]:
@@ -71,46 +75,13 @@ class Classification(SupervisedTask):
                 remedy="let its last layer have num_classes outputs",
             )
         if isinstance(label_smoothing, Tensor):
-            hard = functional.cross_entropy(outputs, targets)
-            return hard.lerp(-functional.log_softmax(outputs, dim=1).mean(), label_smoothing)
+            sharp = functional.cross_entropy(outputs, targets)
+            even = -functional.log_softmax(outputs, dim=1).mean()
+            return sharp.lerp(even.to(sharp.dtype), label_smoothing)  # of probabilities it is float32, whatever outputs
         return functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
     def tally(self, given: Mapping[str, Any], *, device: torch.device) -> Tally:
         return ConfusionTally(given["num_classes"], device=device)
-
-    def check(self) -> None:
-        super().check()
-        if not isinstance(self.data, ImageData):
-            raise ExperimentError(
-                f"{self.data!r} is no image data set", where="data", remedy="give one, e.g. data=Cifar10()"
-            )
-        try:
-            self.data.check()
-        except ExperimentError as error:
-            raise ExperimentError(error.problem, where=f"data.{error.where}", remedy=error.remedy) from None
-
-    def locate(self, data_dir: Path | None) -> Dataset:
-        located = self.data.locate(data_dir)
-        return Dataset(
-            name=located.dataset,
-            fingerprint=located.fingerprint,
-            fell_back=located.fell_back,
-            located=located.as_json(),
-        )
-
-    def given_by(self, dataset: Dataset) -> Mapping[str, Any]:
-        located = Located.from_json(dataset.located)
-        return given_by_images(located.image_shape, num_classes=len(located.classes))
-
-    def open(self, setting: Setting) -> ImageSource:
-        located = Located.from_json(setting.dataset.located)
-        images = self.data.load(located, cache_dir=setting.cache_dir)
-        device = torch.device(setting.device)
-        room = None
-        if device.type == "cuda":
-            share = min(setting.gpus or 1, 1) * setting.data_memory_fraction
-            room = share * torch.cuda.get_device_properties(device).total_memory
-        return ImageSource(images, device=device, room_bytes=room, num_workers=max(1, setting.num_threads - 1))
 
 
 class ConfusionTally(Tally):
@@ -131,17 +102,23 @@ class ConfusionTally(Tally):
         self._loss.zero_()
 
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
-        cells = targets * self._num_classes + outputs.argmax(1)
+        labels = targets if targets.dim() == 1 else targets.argmax(1)  # of a mixed image, that of its larger part
+        cells = labels * self._num_classes + outputs.argmax(1)
         self._counts.scatter_add_(0, cells, torch.ones_like(cells))
         self._loss.add_(loss, alpha=len(targets))
 
+    def sums(self) -> list[Tensor]:
+        return [self._counts, self._loss]
+
     def result(self) -> dict[str, Tensor]:
-        """`loss`, `accuracy`, and `precision` and `recall` as means over the classes; a class without any is 0."""
+        """`loss`, `accuracy`; and `precision`, `recall`, `f1` as means over the classes, where one without any is 0."""
         counts = self._counts.view(self._num_classes, self._num_classes).double()
         right, num_samples = counts.diagonal(), counts.sum()
+        said, true = counts.sum(0), counts.sum(1)
         return {
             "loss": self._loss / num_samples,
             "accuracy": right.sum() / num_samples,
-            "precision": (right / counts.sum(0).clamp(min=1)).mean(),
-            "recall": (right / counts.sum(1).clamp(min=1)).mean(),
+            "precision": (right / said.clamp(min=1)).mean(),
+            "recall": (right / true.clamp(min=1)).mean(),
+            "f1": (2 * right / (said + true).clamp(min=1)).mean(),
         }

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hpo.errors import DataError
 from hpo.training.data import Images
-from hpo.training.data.augment import AUGMENTATIONS
+from hpo.training.data.augment import AUGMENTATIONS, Strengths
 from hpo.training.data.batches import Batches, InOrder, StoredImages
 from hpo.training.data.resident import DeviceImages
-from hpo.training.data.split import Split, stratified_split, subset
+from hpo.training.data.split import Split, split_of
 from hpo.training.learning import Batch, Source, Stream
 from hpo.training.rules import Rule, one_of, several
 from hpo.training.settings import DataSettings
+from hpo.training.share import WHOLE, Share
 
 _MEASURED_AT_ONCE = {"cpu": 128, "cuda": 2048}
 """Images in a batch that is not trained on: what fills a GPU; on a CPU, what its caches hold."""
@@ -29,15 +28,34 @@ class ImageSettings(DataSettings):
     """Which of the images a trial sees, and how.
 
     Attributes:
-        augment: What happens to an image at random each time it is trained on: "crop", "flip".
+        augment: Names of what happens to an image at random each time it is trained on, as strong as usual
+            (`hpo.training.data.augment.USUAL`).
+        crop, flip, rotate, brightness, contrast, noise, cutout, erase, mixup, cutmix: How strong each is, whether it
+            is named or not, as `Strengths` has it; 0 is off. None: as `augment` says.
     """
 
     rules: ClassVar[Mapping[str, Rule]] = {
         **DataSettings.rules,
-        "augment": several(one_of(*AUGMENTATIONS), example=AUGMENTATIONS),
+        "augment": several(one_of(*AUGMENTATIONS), example=("crop", "flip")),
+        **{name: rule.or_none() for name, rule in Strengths.rules.items()},
     }
 
     augment: tuple[str, ...] = ()
+    crop: float | None = None
+    flip: float | None = None
+    rotate: float | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+    noise: float | None = None
+    cutout: float | None = None
+    erase: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+
+    @property
+    def strengths(self) -> Strengths:
+        """How strong each augmentation is, all of this taken together."""
+        return Strengths.of(self.augment, {name: getattr(self, name) for name in AUGMENTATIONS})
 
 
 def given_by_images(image_shape: tuple[int, int, int], *, num_classes: int) -> dict[str, Any]:
@@ -59,12 +77,21 @@ class ImageSource(Source[ImageSettings]):
         device: Where trials train.
         room_bytes: What images may take on the device; if they need more, they are streamed. None: no limit.
         num_workers: Processes that read streamed images.
+        share: Of each batch, and of what is measured.
     """
 
+    is_shared = True
+
     def __init__(
-        self, images: Images, *, device: torch.device, room_bytes: float | None = None, num_workers: int = 1
+        self,
+        images: Images,
+        *,
+        device: torch.device,
+        room_bytes: float | None = None,
+        num_workers: int = 1,
+        share: Share = WHOLE,
     ) -> None:
-        self._images, self._device, self._num_workers = images, device, num_workers
+        self._images, self._device, self._num_workers, self._share = images, device, num_workers, share
         needed = images.train_images.nbytes
         self._is_streamed = room_bytes is not None and needed > room_bytes
         self._how = _where(device, needed_mb=needed / 2**20, room_mb=None if room_bytes is None else room_bytes / 2**20)
@@ -82,13 +109,22 @@ class ImageSource(Source[ImageSettings]):
 
     def training(self, settings: ImageSettings, *, batch_size: int, seed: int) -> Stream:
         indices = self._parts(settings).train_indices
-        return Batches(self._train_part, indices=indices, batch_size=batch_size, augment=settings.augment, seed=seed)
+        return Batches(
+            self._train_part,
+            indices=indices,
+            batch_size=batch_size,
+            augment=settings.strengths,
+            num_classes=len(self._images.classes),
+            seed=seed,
+            share=self._share,
+        )
 
     def validation(self, settings: ImageSettings) -> Iterable[Batch]:
         indices = self._parts(settings).val_indices
-        return InOrder(self._train_part, indices=indices, batch_size=self._measured_at_once)
+        own = indices[self._share.of(len(indices))]
+        return InOrder(self._train_part, indices=own, batch_size=self._measured_at_once)
 
-    def testing(self) -> Iterable[Batch]:
+    def testing(self, settings: ImageSettings) -> Iterable[Batch]:
         if not len(self._images.test_labels):
             raise DataError(
                 "the data set has no test part", where="test", remedy="add test/<class>/ beside train/<class>/"
@@ -107,7 +143,7 @@ class ImageSource(Source[ImageSettings]):
     def _parts(self, settings: ImageSettings) -> Split:
         key = (settings.train_ratio, settings.train_samples, settings.val_samples, settings.split_seed)
         if self._last is None or self._last[0] != key:
-            self._last = key, _split(self._images.train_labels, settings)
+            self._last = key, split_of(self._images.train_labels, settings)
         return self._last[1]
 
 
@@ -117,18 +153,3 @@ def _where(device: torch.device, *, needed_mb: float, room_mb: float | None) -> 
     if room_mb is None or needed_mb <= room_mb:
         return f"on the device: {needed_mb:,.0f} MiB"
     return f"streamed: {needed_mb:,.0f} MiB are more than the {room_mb:,.0f} MiB that data may take on the device"
-
-
-def _split(labels: NDArray[np.int64], settings: ImageSettings) -> Split:
-    split = stratified_split(labels, train_ratio=settings.train_ratio, seed=settings.split_seed)
-
-    def at_most(num_samples: int | None, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        if num_samples is None:
-            return indices
-        return subset(indices, labels=labels, num_samples=num_samples, seed=settings.split_seed)
-
-    return replace(
-        split,
-        train_indices=at_most(settings.train_samples, split.train_indices),
-        val_indices=at_most(settings.val_samples, split.val_indices),
-    )

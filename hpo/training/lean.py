@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch.optim import Optimizer
@@ -20,3 +20,10 @@ def lean(kind: type[_Kind]) -> type[_Kind]:
     plain: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in names}
     plain["step"] = torch.no_grad()(inspect.unwrap(kind.step))
     return cast("type[_Kind]", type(kind.__name__, (kind,), plain))
+
+
+if TYPE_CHECKING:
+    LeanOptimizer = Optimizer
+else:
+    LeanOptimizer = lean(Optimizer)
+    """What an optimizer of our own inherits from."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, device, nn
@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from hpo.protocols import Setting
 from hpo.training.capturable import Capturable
-from hpo.training.settings import DataSettings, LoopSettings
+from hpo.training.fine_tuning import FineTuningSettings
+from hpo.training.schedules import Schedule
+from hpo.training.settings import DataSettings, LoopSettings, StartSettings
 from hpo.trial import Config
 
 Batch = tuple[Tensor, Tensor]
@@ -43,9 +45,14 @@ class Stream(ABC):
         return None
 
     @property
+    def whole_batch(self) -> int | None:
+        """Samples of a batch, where `batch` gives this process's share of them alone; None: it gives all of them."""
+        return None
+
+    @property
     @abstractmethod
     def num_samples(self) -> int:
-        """Samples of one epoch."""
+        """Samples of one epoch, those of other processes included."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
@@ -80,7 +87,14 @@ class Stream(ABC):
 
 
 class Source(ABC, Generic[Settings]):
-    """Data, opened once in a process and kept from trial to trial."""
+    """Data, opened once in a process and kept from trial to trial.
+
+    Where several processes train a trial, each opens the data. A source may read no more than its process's share of
+    each batch (`Setting.group`); of one that does not, a process takes what it is to train on, and leaves the rest.
+    """
+
+    is_shared = False
+    """Whether its streams and its validation give this process's share alone."""
 
     @property
     def how(self) -> str:
@@ -101,8 +115,8 @@ class Source(ABC, Generic[Settings]):
         """The samples that are held out, always in the same order."""
 
     @abstractmethod
-    def testing(self) -> Iterable[Batch]:
-        """The samples of the test part, always in the same order.
+    def testing(self, settings: Settings) -> Iterable[Batch]:
+        """The samples of the test part, always in the same order, as a model trained with `settings` takes them.
 
         Raises:
             DataError: There is none.
@@ -110,7 +124,14 @@ class Source(ABC, Generic[Settings]):
 
 
 class Tally(ABC):
-    """Sums over the batches of one pass, in tensors that stay where they are, on the device."""
+    """Sums over the batches of one pass, in tensors that stay where they are, on the device.
+
+    Law: with the sums over two sets of batches added up, `result` is that of both.
+    """
+
+    @abstractmethod
+    def sums(self) -> list[Tensor]:
+        """The tensors themselves, to be replaced by their sums over several processes."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -131,26 +152,32 @@ class Recipe:
 
     Attributes:
         model: Builds the model on the CPU; draws its first weights from PyTorch's global generator.
-        optimizer: Builds the optimizer of some parameters.
+        optimizer: Builds the optimizer of some parameters, or of groups of them.
         capturable: Builds one that computes the same and can be captured; or raises Uncapturable.
         loss: What is minimised; it takes `loss_numbers` by name.
         loss_numbers: Settings of the loss that may be tensors () on the device, and change in a captured step.
         loss_settings: Its other settings, which `loss` has built in.
         measured_loss: What is reported for samples not trained on; the same for all configurations, so that
             trials can be compared.
+        schedule: Begins the learning rate's schedule, for a goal of the mode "min" or "max".
         data: Which samples, and how.
         loop: How long, in which batches and precision.
+        fine_tuning: What of the model trains when, and at what part of the learning rate.
+        start: Which weights it begins with.
     """
 
     model: Callable[[], nn.Module]
-    optimizer: Callable[[list[nn.Parameter]], Optimizer]
-    capturable: Callable[[list[nn.Parameter]], Capturable]
+    optimizer: Callable[[list[Any]], Optimizer]
+    capturable: Callable[[list[Any]], Capturable]
     loss: Callable[..., Tensor]
     loss_numbers: Mapping[str, float]
     loss_settings: Mapping[str, object]
     measured_loss: Loss
+    schedule: Callable[[str], Schedule]
     data: DataSettings
     loop: LoopSettings
+    fine_tuning: FineTuningSettings = field(default_factory=FineTuningSettings)
+    start: StartSettings = field(default_factory=StartSettings)
 
 
 class Learning(ABC):

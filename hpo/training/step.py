@@ -11,15 +11,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from hpo.training import update
 from hpo.training.blueprint import Blueprint, blueprint, describe, difference
 from hpo.training.capturable import Capturable, Uncapturable
+from hpo.training.distributed import ALONE, Team
 from hpo.training.learning import Recipe, Stream, Tally
 from hpo.training.randomness import host_state, left_as_found
+from hpo.training.share import Share
+from hpo.training.update import Average
+from hpo.training.watch import UpdateWatch, over_step
 
 Record = Callable[[Callable[[], None], torch.device], Callable[[], None]]
 """Captures a function on a device, and returns what repeats it; may call it some times before."""
@@ -31,13 +38,18 @@ class Work:
 
     Attributes:
         model: In training mode.
-        forward: The model, or a compiled form of it.
+        forward: The model, or a compiled or distributed form of it.
         optimizer: Of the model's parameters.
         stream: Where batches come from.
         recipe: The loss, and how inputs are laid out.
         tally: Counts each batch.
         cast: Sets the precision of the forward pass; may be entered again and again.
         device: Where all of these are.
+        team: The processes that step together.
+        distributed: What averages their gradients, around the model; None where there is one process.
+        average: Of the model's weights, over the steps; None where there is none.
+        watch: Sees each step; None where nobody wants to.
+        is_compiled: Whether `forward` is.
     """
 
     model: nn.Module
@@ -48,11 +60,11 @@ class Work:
     tally: Tally
     cast: AbstractContextManager[object]
     device: torch.device
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the forward pass is."""
-        return self.forward is not self.model
+    team: Team = ALONE
+    distributed: DistributedDataParallel | None = None
+    average: Average | None = None
+    watch: UpdateWatch | None = None
+    is_compiled: bool = False
 
 
 class TrainStep(ABC):
@@ -83,7 +95,7 @@ class EagerStep(TrainStep):
     """Runs Python, and each kernel, each time."""
 
     def __call__(self) -> None:
-        train_once(self.work, self.work.recipe.loss_numbers)
+        train_once(self.work, Numbers.of(self.work.recipe))
 
     def push(self) -> None:
         if isinstance(self.work.optimizer, Capturable):
@@ -110,9 +122,7 @@ class CapturedStep(TrainStep):
             raise Uncapturable("its optimizer reads its numbers on the host")
         self.optimizer: Capturable = work.optimizer
         self.form = form(work.model, work.optimizer, work.stream, work.recipe)
-        self._numbers = {
-            name: torch.full((), value, device=work.device) for name, value in work.recipe.loss_numbers.items()
-        }
+        self._numbers = Numbers.of(work.recipe).on(work.device)
         with left_as_it_was(work):
             self._refuse_what_changes_on_the_host()
             self._repeat = record(self._once, work.device)
@@ -128,9 +138,10 @@ class CapturedStep(TrainStep):
         with torch.no_grad():
             for ours, theirs in zip(_tensors(self.work.model), _tensors(model), strict=True):
                 ours.copy_(theirs)
-            for name, number in self._numbers.items():
-                number.fill_(recipe.loss_numbers[name])
+            self._numbers.take(Numbers.of(recipe))
             self.optimizer.take(optimizer)
+        if self.work.average is not None:
+            self.work.average.begin()
 
     def _once(self) -> None:
         train_once(self.work, self._numbers)
@@ -154,35 +165,96 @@ def form(model: nn.Module, optimizer: Capturable, stream: Stream, recipe: Recipe
         "batches": describe(stream.place),
         "loss": describe(recipe.loss_settings),
         "numbers of the loss": describe(tuple(recipe.loss_numbers)),
-        "loop": describe((recipe.loop.channels_last, recipe.loop.precision)),
+        "numbers of the update": describe(tuple(update.numbers(recipe.loop))),
+        "fine-tuning is off": describe(recipe.fine_tuning.is_off),
+        "what is watched": describe(recipe.loop.watched & {"gradients", "updates"}),
+        "loop": describe((recipe.loop.channels_last, recipe.loop.precision, recipe.loop.micro_batch_size)),
     }
 
 
 @contextmanager
 def left_as_it_was(work: Work) -> Iterator[None]:
     """Steps inside leave no trace in the model, its optimizer and the random generators."""
-    tensors = [*_tensors(work.model), *_state(work.optimizer)]
+    had = set(work.optimizer.state)
+    averages = [] if work.average is None else work.average.tensors
+    tensors = [*_tensors(work.model), *_state(work.optimizer), *averages]
     copies = [tensor.detach().clone() for tensor in tensors]
     try:
         with left_as_found(work.device):
             yield
     finally:
         work.tally.clear()
+        if work.watch is not None:
+            work.watch.clear()
+        for parameter in [parameter for parameter in work.optimizer.state if parameter not in had]:
+            del work.optimizer.state[parameter]  # PyTorch's optimizers make it in their first step
         with torch.no_grad():
             for tensor, copy in zip(tensors, copies, strict=True):
                 tensor.copy_(copy)
 
 
-def train_once(work: Work, loss_numbers: Mapping[str, float | Tensor]) -> None:
-    """One optimizer step on the batch within reach."""
-    inputs, targets = work.stream.batch()
-    with work.cast:
-        outputs = work.forward(laid_out(inputs, work.recipe))
-        loss = work.recipe.loss(outputs, targets, **loss_numbers)
+class Numbers(NamedTuple):
+    """What a step does to a degree that may change without capturing it anew, by name.
+
+    Attributes:
+        loss: Settings of the loss.
+        update: What happens to gradients and weights.
+    """
+
+    loss: Mapping[str, float | Tensor]
+    update: Mapping[str, float | Tensor]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Numbers:
+        """Those of a recipe, on the host."""
+        return cls(recipe.loss_numbers, update.numbers(recipe.loop))
+
+    def on(self, device: torch.device) -> Numbers:
+        """The same as tensors ()."""
+        return Numbers(
+            *({name: torch.full((), float(value), device=device) for name, value in part.items()} for part in self)
+        )
+
+    def take(self, others: Numbers) -> None:
+        """Have these tensors hold the others' values."""
+        for ours, theirs in zip(self, others, strict=True):
+            for name, number in ours.items():
+                assert isinstance(number, Tensor)  # noqa: S101 - made by `on`
+                number.fill_(theirs[name])
+
+
+def train_once(work: Work, numbers: Numbers) -> None:
+    """One optimizer step on this process's part of the batch within reach."""
+    inputs, targets, weight, sizes, counts = work.team.portion(work.stream)
+    pieces = _pieces(len(targets), sizes, at_once=work.recipe.loop.micro_batch_size)
+    trained = []
     work.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    work.optimizer.step()
-    work.tally.add(outputs.detach(), targets, loss.detach())
+    for number, piece in enumerate(pieces, 1):
+        with work.team.reducing(work.distributed, last=number == len(pieces)):
+            with work.cast:
+                outputs = work.forward(laid_out(inputs[piece], work.recipe))
+                loss = work.recipe.loss(outputs, targets[piece], **numbers.loss)
+            scale = weight * len(targets[piece]) / len(targets)
+            (loss if scale == 1 else loss * scale).backward()  # type: ignore[no-untyped-call]
+        trained.append((outputs.detach(), targets[piece], loss.detach()))
+    with over_step(work.watch):
+        update.change_gradients(work.model.parameters(), numbers.update)
+        work.optimizer.step()
+    if work.average is not None:
+        work.average.update(numbers.update["ema"])
+    for one in trained if counts else ():  # now that all of them had room
+        work.tally.add(*one)
+
+
+def _pieces(num: int, sizes: tuple[int, int], *, at_once: int | None) -> list[slice]:
+    """The parts of `num` samples that go through the model one after the other.
+
+    They are equally many in each process, whose portions have the `sizes` (least, most), since processes that normalise
+    over a batch meet in each of them: so a part has a sample more where some process has too few for one part more.
+    """
+    least, most = sizes
+    num_pieces = 1 if at_once is None else min(-(-most // at_once), least)
+    return [Share(rank, num_pieces).of(num) for rank in range(num_pieces)]
 
 
 def laid_out(inputs: Tensor, recipe: Recipe) -> Tensor:

@@ -5,19 +5,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hpo.errors import ExperimentError
+from hpo.errors import ExperimentError, WorkerLost
 from hpo.training.blueprint import Blueprint, difference
 from hpo.training.capturable import Capturable, Uncapturable
 from hpo.training.cuda_graph import free_what_graphs_left
+from hpo.training.fine_tuning import FineTuning
+from hpo.training.groups import keep_state, optimizer_for
 from hpo.training.learning import Recipe, Stream
 from hpo.training.settings import LoopSettings
-from hpo.training.step import CapturedStep, EagerStep, Record, TrainStep, Work, form, left_as_it_was, train_once
+from hpo.training.step import (
+    CapturedStep,
+    EagerStep,
+    Numbers,
+    Record,
+    TrainStep,
+    Work,
+    form,
+    left_as_it_was,
+    train_once,
+)
+from hpo.training.update import Average
 
 COMPILED_SAVES = 0.25
 """Share of an epoch that compiling saves: a captured ConvNet trained 133,000 images/s on an H200, compiled 177,000."""
@@ -27,17 +40,33 @@ COMPILING_TAKES_S = 60.0
 _log = logging.getLogger(__name__)
 
 
+class Prepared(NamedTuple):
+    """What a trial trains: the model, its optimizer, and the average of its weights where there is one."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    average: Average | None
+
+
 class Stepping:
     """Gives each trial its step, and keeps a captured one for the next trials that it fits.
 
     Args:
         device: Where trials train.
         record: What captures; None where nothing can.
+        no_record: Why not.
         planned_epochs: Epochs that this process is likely to train, of all its trials together, where that is known.
     """
 
-    def __init__(self, device: torch.device, *, record: Record | None, planned_epochs: float | None = None) -> None:
-        self._device, self._record = device, record
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        record: Record | None,
+        no_record: str = "there is no GPU",
+        planned_epochs: float | None = None,
+    ) -> None:
+        self._device, self._record, self._no_record = device, record, no_record
         self._planned_epochs = planned_epochs
         self._num_epochs, self._epoch_s = 0, 0.0
         self._captured: CapturedStep | None = None
@@ -50,10 +79,16 @@ class Stepping:
         """How the trial that trains now does so, and why."""
         return dict(self._notes)
 
-    def begin(self, model: nn.Module, recipe: Recipe, stream: Stream) -> tuple[nn.Module, Optimizer]:
-        """Model and optimizer of a new trial on the device, in the state that `model`, on the host, is in.
+    def begin(self, model: nn.Module, recipe: Recipe, stream: Stream, *, tuning: FineTuning | None = None) -> Prepared:
+        """What a new trial trains, on the device, in the state that `model`, on the host, is in.
 
         Where the captured step fits, they are those that it works on; else it is given up, and its memory is free.
+
+        Args:
+            model: Its parameters say which of them train at first.
+            recipe: Of the trial.
+            stream: Of the trial.
+            tuning: Which of them train at which part of the learning rate; None: all at all of it.
 
         Raises:
             ExperimentError: `capture` is "on", and nothing here can capture.
@@ -61,23 +96,23 @@ class Stepping:
         self._notes = {}
         if recipe.loop.capture == "on" and self._record is None:
             raise ExperimentError(
-                "'on' needs a GPU, and the trial has none",
+                f"'on' is asked for, but {self._no_record}",
                 where="capture",
-                remedy="leave it out: 'auto' captures there",
+                remedy="leave it out: 'auto' captures where that can be",
             )
-        fresh = self._fresh_optimizer(model, recipe)
+        fresh = self._fresh_optimizer(model, recipe, tuning)
         if self._captured is not None:
             why = self._misfit(self._captured, model, fresh, recipe, stream)
             if not why and isinstance(fresh, Capturable):
                 self._captured.take(model, fresh, recipe)
                 self._say("step", "captured before: it fits this trial, too")
-                return self._captured.work.model, self._captured.optimizer
+                return Prepared(self._captured.work.model, self._captured.optimizer, self._captured.work.average)
             _log.info("the captured step does not fit: %s", why)
             self._give_up()
-        if self._device.type == "cpu":
-            return model, fresh
-        model = model.to(self._device)
-        return model, self._fresh_optimizer(model, recipe)
+        if self._device.type != "cpu":
+            model = model.to(self._device)
+            fresh = self._fresh_optimizer(model, recipe, tuning)
+        return Prepared(model, fresh, Average(model) if recipe.loop.ema else None)
 
     def step(self, work: Work) -> TrainStep:
         """The step of a trial whose `begin` was the last.
@@ -93,8 +128,8 @@ class Stepping:
             self._say("compile", f"off: {self._uncompilable}" if self._uncompilable else "off")
             return self._made(work)
         try:
-            step = self._made(replace(work, forward=_compiled(work.model)))
-        except ExperimentError:
+            step = self._made(replace(work, forward=_compiled(work.forward), is_compiled=True))
+        except (ExperimentError, WorkerLost, torch.OutOfMemoryError):
             raise
         except Exception as error:
             self._uncompilable = f"the model cannot be compiled ({_words(error)})"
@@ -119,19 +154,32 @@ class Stepping:
         self._give_up()
         return True
 
+    def make_room(self) -> None:
+        """Give the captured step up: another one is needed, for which there has to be memory."""
+        self._give_up()
+
     def _give_up(self) -> None:
         self._captured = None
         if self._device.type == "cuda":
             free_what_graphs_left()
 
-    def _fresh_optimizer(self, model: nn.Module, recipe: Recipe) -> Optimizer:
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    def refitted(self, model: nn.Module, recipe: Recipe, *, tuning: FineTuning | None, before: Optimizer) -> Optimizer:
+        """An optimizer of the parameters that train from now on, with the state of those that trained `before`.
+
+        The captured step, which is of others, is given up.
+        """
+        self._give_up()
+        optimizer = self._fresh_optimizer(model, recipe, tuning)
+        keep_state(optimizer, of=before)
+        return optimizer
+
+    def _fresh_optimizer(self, model: nn.Module, recipe: Recipe, tuning: FineTuning | None) -> Optimizer:
         if self._record is not None and recipe.loop.capture != "off":
             try:
-                return recipe.capturable(parameters)
+                return optimizer_for(model, recipe.capturable, tuning)
             except Uncapturable as why:
                 self._say("step", f"eager: {why}")
-        return recipe.optimizer(parameters)
+        return optimizer_for(model, recipe.optimizer, tuning)
 
     def _misfit(
         self, captured: CapturedStep, model: nn.Module, fresh: Optimizer, recipe: Recipe, stream: Stream
@@ -161,14 +209,14 @@ class Stepping:
                 f"the step cannot be captured: {why_not}", where="capture", remedy="mend it, or --set capture=auto"
             )
         self._say("step", f"eager: {why_not}")
-        if work.is_compiled:
-            with left_as_it_was(work):
-                train_once(work, work.recipe.loss_numbers)  # compiles now, so that a failure is known as that
+        if work.is_compiled and work.stream.place is not None:
+            with work.team.in_touch(), left_as_it_was(work):
+                train_once(work, Numbers.of(work.recipe))  # compiles now, so that a failure is known as that
         return EagerStep(work)
 
     def _why_not_capture(self, work: Work) -> str:
         if self._record is None:
-            return "there is no GPU"
+            return self._no_record
         if work.recipe.loop.capture == "off":
             return "capture is off"
         if work.stream.place is None:
@@ -194,7 +242,7 @@ class Stepping:
         _log.info("%s: %s", what, how)
 
 
-def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def _compiled(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     torch.compiler.reset()  # or the ninth architecture of a process would not be compiled any more, without a word
     compiled: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
     return compiled

@@ -6,26 +6,35 @@ import functools
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hpo.declared import described
 from hpo.errors import ExperimentError
-from hpo.protocols import Dataset, Setting, Task, Trainer, described
+from hpo.protocols import Dataset, Setting, Task, Trainer
+from hpo.training import distributed, schedules, watch
 from hpo.training.capturable import CAPTURABLE, Capturable, Uncapturable
+from hpo.training.distributed import Team
+from hpo.training.fine_tuning import FineTuning, FineTuningSettings
 from hpo.training.learning import Learning, Recipe
+from hpo.training.learning_rate import LearningRate
 from hpo.training.optimizers import OPTIMIZERS, state_bytes_per_parameter_byte
 from hpo.training.optimizers import RULES as OPTIMIZER_RULES
 from hpo.training.randomness import left_as_found
 from hpo.training.routing import Part, Routed, Routing
 from hpo.training.rules import Rule
-from hpo.training.settings import DataSettings, LoopSettings
+from hpo.training.schedules import Schedule
+from hpo.training.settings import DataSettings, LoopSettings, StartSettings
+from hpo.training.share import Share
+from hpo.training.start_weights import check_offered
 from hpo.training.trainer import ModelTrainer
 from hpo.trial import Config
 
 _PROCESS_STATE_MB = 0.02
+_SOME_EPOCHS, _SOME_BATCHES = 1000, 100
 
 
 @dataclass(frozen=True)
@@ -33,16 +42,23 @@ class SupervisedTask(Task, Learning):
     """A model that is trained on labelled samples by an optimizer of PyTorch.
 
     A subclass says what its data are, what it minimises and what it measures. Hyper-parameters reach whoever names
-    them: the keyword arguments of `model` and of `loss`, those of the chosen `optimizer`, the fields of `data_settings`
-    and of `LoopSettings`.
+    them: the keyword arguments of `model` and of `loss`, those of the chosen `optimizer`, the fields of
+    `data_settings`, `LoopSettings`, `FineTuningSettings` and `StartSettings`.
 
     Args:
         model: A `torch.nn.Module` class or a function that returns a module. What it names of `gives` it gets from
             the data; its other arguments are hyper-parameters. An attribute `rules` of it (`hpo.training.rules`)
             may say what they must be.
+        lr_schedules: Further schedules, by the name that `lr_schedule` then may have: functions that return the rate,
+            of the hyper-parameter `lr` and a `hpo.training.schedules.Moment`; their keyword-only arguments are
+            hyper-parameters.
     """
 
+    several_workers = True
+    can_start_from = True
+
     model: Callable[..., nn.Module]
+    lr_schedules: Mapping[str, Callable[..., float]] = field(default_factory=dict, kw_only=True)
 
     @property
     @abstractmethod
@@ -101,6 +117,7 @@ class SupervisedTask(Task, Learning):
                 where="model",
                 remedy="wrap it in a function that names them",
             ) from None
+        schedules.schedules(self.lr_schedules)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "model": _described_model(self.model)}
@@ -115,13 +132,27 @@ class SupervisedTask(Task, Learning):
                 where="optimizer",
                 remedy=f"given were {dict(routed.arguments['optimizer'])!r}",
             ) from None
+        FineTuningSettings(**routed.arguments["fine_tuning"])
+        check_offered(StartSettings(**routed.arguments["start"]), self.model)
+        loop = LoopSettings(**routed.arguments["loop"])
+        watch.check(loop, measures=self.measures)
+        epochs = loop.epochs or _SOME_EPOCHS  # who knows: perhaps a policy says
+        LearningRate(self._schedule(routed)("max"), loop, epochs=epochs, num_batches=1).of_epoch(1.0, 0)
+
+    def check_workers(self, config: Config, *, workers: int) -> None:
+        loop = LoopSettings(**self._routing.route(config).arguments["loop"])
+        Team(Share(0, workers)).check_batch_size(loop.batch_size)
 
     def begin(self, setting: Setting) -> Trainer:
         return ModelTrainer(self, setting)
 
+    def host(self, at: str) -> str:
+        return distributed.host(at)
+
     def checkpoint_mb(self, config: Config, dataset: Dataset) -> float:
         routed = self._routing.route(config)
-        build = self._recipe(routed, self.given_by(dataset)).model
+        recipe = self._recipe(routed, self.given_by(dataset))
+        build = recipe.model
         try:
             with torch.device("meta"):
                 model = build()
@@ -129,9 +160,23 @@ class SupervisedTask(Task, Learning):
             with left_as_found(torch.device("cpu")):
                 model = build()
         weights: int = sum(value.nbytes for value in model.state_dict().values())
-        trained: int = sum(value.nbytes for value in model.parameters() if value.requires_grad)
+        trained: int = sum(value.nbytes for value in _trained_last(model, recipe))
         ratio = state_bytes_per_parameter_byte(OPTIMIZERS[routed.chosen["optimizer"]], routed.arguments["optimizer"])
-        return (2 * weights + ratio * trained) / 2**20 + _PROCESS_STATE_MB  # twice: the current and the best
+        copies = 3 if routed.arguments["loop"].get("ema") else 2  # the current, the best, and their average
+        return (copies * weights + ratio * trained) / 2**20 + _PROCESS_STATE_MB
+
+    def learning_rates(self, config: Config, dataset: Dataset, *, max_steps: int | None) -> list[list[float]]:
+        routed = self._routing.route(config)
+        recipe = self._recipe(routed, self.given_by(dataset))
+        data, loop = recipe.data, recipe.loop
+        num_samples = int(dataset.located.get("num_train", _SOME_BATCHES * loop.batch_size) * data.train_ratio)
+        num_samples = min(num_samples, data.train_samples or num_samples)
+        epochs = min((limit for limit in (loop.epochs, max_steps) if limit is not None), default=_SOME_EPOCHS)
+        rate = LearningRate(
+            recipe.schedule("max"), loop, epochs=epochs, num_batches=max(num_samples // loop.batch_size, 1)
+        )
+        lr = recipe.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
+        return [rate.of_epoch(lr, epoch) for epoch in range(epochs)]
 
     # --- Learning ---
 
@@ -152,9 +197,16 @@ class SupervisedTask(Task, Learning):
             loss_numbers=numbers,
             loss_settings={**asked, **settings},
             measured_loss=functools.partial(self.loss, **asked),
+            schedule=self._schedule(routed),
             data=self.data_settings(**arguments["data"]),
             loop=LoopSettings(**arguments["loop"]),
+            fine_tuning=FineTuningSettings(**arguments["fine_tuning"]),
+            start=StartSettings(**arguments["start"]),
         )
+
+    def _schedule(self, routed: Routed) -> Callable[[str], Schedule]:
+        make = schedules.schedules(self.lr_schedules)[routed.chosen["lr_schedule"]]
+        return lambda mode: schedules.begin(make, routed.arguments["lr_schedule"], mode=mode)
 
     def _given_to(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         part = next(part for part in self._routing.parts if part.name == name)
@@ -173,22 +225,41 @@ class SupervisedTask(Task, Learning):
                 Part.of("loss", self.loss, rules=self.loss_rules, given=("outputs", "targets", *self.gives)),
                 Part.of("data", self.data_settings, rules=self.data_settings.rules),
                 Part.of("loop", LoopSettings, rules=LoopSettings.rules),
+                Part.of("fine_tuning", FineTuningSettings, rules=FineTuningSettings.rules),
+                Part.of("start", StartSettings, rules=StartSettings.rules),
             ),
             chosen={
                 "optimizer": {
                     name: Part.of("optimizer", make, shown=name, rules=OPTIMIZER_RULES, given=("parameters",))
                     for name, make in OPTIMIZERS.items()
-                }
+                },
+                "lr_schedule": {
+                    name: Part.of("lr_schedule", make, shown=name, rules=schedules.RULES, given=_of_a_schedule(make))
+                    for name, make in schedules.schedules(self.lr_schedules).items()
+                },
             },
-            defaults={"optimizer": "adam"},
+            defaults={"optimizer": "adam", "lr_schedule": "constant"},
         )
+
+
+def _trained_last(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """The parameters that train in the trial's last epoch."""
+    if recipe.fine_tuning.is_off:
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    names = FineTuning(model, recipe.fine_tuning).trained((recipe.loop.epochs or _SOME_EPOCHS) - 1)
+    return [parameter for name, parameter in model.named_parameters() if name in names]
+
+
+def _of_a_schedule(make: Callable[..., Any]) -> list[str]:
+    """What a schedule is given, by whatever name it has it."""
+    return [p.name for p in inspect.signature(make).parameters.values() if p.kind is not p.KEYWORD_ONLY]
 
 
 def _optimizer(routed: Routed) -> functools.partial[torch.optim.Optimizer]:
     return functools.partial(OPTIMIZERS[routed.chosen["optimizer"]], **routed.arguments["optimizer"])
 
 
-def _capturable(name: str, settings: Mapping[str, Any], parameters: list[nn.Parameter]) -> Capturable:
+def _capturable(name: str, settings: Mapping[str, Any], parameters: list[Any]) -> Capturable:
     if name not in CAPTURABLE:
         raise Uncapturable(f"the optimizer {name!r} reads its numbers on the host")
     return CAPTURABLE[name](parameters, **settings)

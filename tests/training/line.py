@@ -18,8 +18,11 @@ from hpo.training.supervised import SupervisedTask
 
 
 class Line(nn.Module):
-    def __init__(self, in_features: int, *, dropout: float = 0.0, broken: bool = False) -> None:
+    def __init__(
+        self, in_features: int, *, dropout: float = 0.0, broken: bool = False, room: int | None = None
+    ) -> None:
         super().__init__()
+        self.room, self.seen = room, []  # samples that there is memory for
         self.layer = nn.Linear(in_features, 1)
         self.dropout = nn.Dropout(dropout)
         self.broken = broken
@@ -27,6 +30,9 @@ class Line(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.broken:
             raise RuntimeError("the model is broken")
+        self.seen.append((self.training, len(inputs)))
+        if self.room is not None and len(inputs) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         return self.layer(self.dropout(inputs)).squeeze(1)
 
 
@@ -79,6 +85,9 @@ class MeanLoss(Tally):
         self.sum += loss * len(targets)
         self.count += len(targets)
 
+    def sums(self) -> list[Tensor]:
+        return [self.sum, self.count]
+
     def result(self) -> dict[str, Tensor]:
         return {"loss": self.sum / self.count}
 
@@ -99,8 +108,8 @@ class Points(Source[DataSettings]):
     def validation(self, settings: DataSettings) -> list[Batch]:
         return [(self.inputs[40:], self.targets[40:])]
 
-    def testing(self) -> list[Batch]:
-        return self.validation(DataSettings())
+    def testing(self, settings: DataSettings) -> list[Batch]:
+        return self.validation(settings)
 
 
 class Shuffled(Stream):

@@ -95,6 +95,16 @@ def test_another_format_is_named(tmp_path: Path) -> None:
         checkpoint.read(path)
 
 
+def test_other_weights_than_were_written_are_an_error(tmp_path: Path) -> None:
+    path, weights = tmp_path / "a.pt", torch.full((1000,), 0.25)
+    checkpoint.write(path, {"weights": weights}, config=CONFIG)
+    content = path.read_bytes()
+    assert content.count(weights.numpy().tobytes()) == 1
+    path.write_bytes(content.replace(weights.numpy().tobytes(), (weights + 0.25).numpy().tobytes()))
+    with pytest.raises(CheckpointError, match=r"cut off or damaged \(BadZipFile: .* does not match its checksum\)"):
+        checkpoint.read(path)
+
+
 @settings(max_examples=60, deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_a_flipped_byte_is_an_error_or_changes_nothing(

@@ -84,6 +84,7 @@ def test_measures_are_those_of_scikit_learn(num_classes: int, batches: list[list
     assert measured["accuracy"] == pytest.approx(metrics.accuracy_score(true, said))
     assert measured["precision"] == pytest.approx(metrics.precision_score(true, said, **rest))
     assert measured["recall"] == pytest.approx(metrics.recall_score(true, said, **rest))
+    assert measured["f1"] == pytest.approx(metrics.f1_score(true, said, **rest))
     assert measured["loss"] == pytest.approx(sum(len(b) ** 2 for b in batches) / len(pairs))
 
 
@@ -150,13 +151,16 @@ def test_data_without_a_test_part_cannot_be_tested(tmp_path: Path) -> None:
         ({"train_ratio": 1.0}, r"train_ratio: 1\.0 is not a number above 0 and below 1"),
         ({"train_samples": 0}, r"train_samples: 0 is not an integer of at least 1, or None"),
         ({"split_seed": -1}, r"split_seed: -1 is not an integer of at least 0"),
-        ({"augment": ("rotate",)}, r"augment: \('rotate',\) is not a tuple, each one of 'crop', 'flip'"),
+        ({"augment": ("blur",)}, r"augment: \('blur',\) is not a tuple, each one of 'crop', 'flip', 'rotate', "),
+        ({"crop": 0.6}, r"crop: 0\.6 is not a number of at least 0 and of at most 0\.5, or None\n  e\.g\. crop=0\.125"),
+        ({"rotate": 200}, r"rotate: 200 is not a number of at least 0 and of at most 180, or None"),
+        ({"mixup": -1}, r"mixup: -1 is not a number of at least 0 and of at most 100, or None"),
         ({"augment": "crop"}, r"augment: 'crop' is not a tuple"),
         ({"filters": ()}, r"filters: \(\) is not a tuple of at least 1 parts, each an integer of at least 1"),
         ({"kernel_size": 4}, r"kernel_size: 4 is not an odd integer"),
         ({"dropout": 1.0}, r"dropout: 1\.0 is not a number of at least 0 and below 1"),
         ({"num_classes": 5}, r"num_classes: ConvNet gets it from the task"),
-        ({"momentum": 0.9}, r"momentum: optimizer='adam' does not take it; .*\n.*\.when\(optimizer='sgd'\)"),
+        ({"momentum": 0.9}, r"momentum: optimizer='adam' does not take it; .*\n.*\.when\(optimizer=\['sgd', "),
         ({"droput": 0.1}, r"droput: no part takes it\n  did you mean 'dropout'\?"),
         (
             {"optimizer": "sgd", "nesterov": True},
@@ -194,8 +198,8 @@ def test_a_wrong_setting_of_the_data_is_an_error() -> None:
         Classification(model=ConvNet, data=ImageFolder("photos", size=0)).check()
 
 
-def test_data_that_are_no_images_are_an_error() -> None:
-    with pytest.raises(ExperimentError, match=r"data: 'digits' is no image data set\n  give one, e\.g\. data=Cifar10"):
+def test_data_of_no_kind_it_knows_are_an_error() -> None:
+    with pytest.raises(ExperimentError, match=r"data: 'digits' is neither images nor a table\n  give one, e\.g\."):
         Classification(model=ConvNet, data="digits").check()  # type: ignore[arg-type]
 
 

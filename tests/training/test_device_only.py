@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from hpo.training.capturable import CAPTURABLE
 from hpo.training.classification import Classification, ConfusionTally
 from hpo.training.data import Digits
-from hpo.training.data.batches import Batches
+from hpo.training.data.augment import AUGMENTATIONS
+from hpo.training.data.batches import Batches, StoredImages
 from hpo.training.data.resident import DeviceImages
 from hpo.training.data.streamed import StreamedImages
 from hpo.training.models import ConvNet, Mlp
@@ -43,7 +44,7 @@ def test_a_value_that_is_needed_on_the_host_is_refused(pretending: None) -> None
         torch.ones((), device=CUDA).item()
 
 
-@pytest.mark.parametrize("augment", [(), ("crop", "flip")])
+@pytest.mark.parametrize("augment", [(), ("crop", "flip"), AUGMENTATIONS])
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
 @pytest.mark.parametrize(
     ("model", "config"),
@@ -65,13 +66,12 @@ def test_a_step_stays_on_the_device(
     parameters = list(made.parameters())
     optimizer = recipe.capturable(parameters)
     if kind == "resident":
-        data = DeviceImages(pixels, labels, **channel)
-        buffers = data.buffers(16, moved=bool(augment))
-        inputs, targets = data.batch(buffers)
+        data: StoredImages = DeviceImages(pixels, labels, **channel)
     else:
-        stream = StreamedImages.__new__(StreamedImages)  # its CUDA stream needs a GPU, its buffers do not
-        super(StreamedImages, stream).__init__((8, 8, 1), **channel)
-        inputs, targets = stream.batch(stream.buffers(16, moved=bool(augment)))
+        data = StreamedImages.__new__(StreamedImages)  # its CUDA stream needs a GPU, its buffers do not
+        super(StreamedImages, data).__init__((8, 8, 1), **channel)
+    stream = Batches(data, indices=np.arange(64), batch_size=16, augment=augment, num_classes=10, seed=1)
+    inputs, targets = stream.batch()
     outputs = made(laid_out(inputs, recipe))
     numbers = {name: torch.full((), value, device=CUDA) for name, value in recipe.loss_numbers.items()}
     loss = recipe.loss(outputs, targets, **numbers)
@@ -86,7 +86,7 @@ def test_a_step_stays_on_the_device(
     assert type(optimizer).__name__ == type(CAPTURABLE[config["optimizer"]]([torch.zeros(1)])).__name__
 
 
-def test_the_order_of_an_epoch_is_drawn_on_the_host() -> None:
+def test_an_epoch_is_drawn_on_the_host() -> None:
     part = DeviceImages(
         np.zeros((64, 8, 8, 1), np.uint8),
         np.arange(64) % 10,
@@ -94,7 +94,6 @@ def test_the_order_of_an_epoch_is_drawn_on_the_host() -> None:
         std=np.ones(1, np.float32),
         device=torch.device("cpu"),
     )
-    stream = Batches(part, indices=np.arange(64), batch_size=16, augment=("crop",), seed=1)
-    _, order, moves = stream._drawn()
-    assert moves is not None
-    assert (order.device.type, moves.device.type) == ("cpu", "cpu")
+    stream = Batches(part, indices=np.arange(64), batch_size=16, augment=AUGMENTATIONS, num_classes=10, seed=1)
+    _, order, draws = stream._drawn()
+    assert {part.device.type for part in (order, *draws.values())} == {"cpu"}

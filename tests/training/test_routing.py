@@ -116,11 +116,11 @@ def test_open_parts_take_other_names_where_they_are_qualified() -> None:
         ({"optimizer.momentum": 0.9}, r"optimizer\.momentum: optimizer='adam' does not take it; it belongs to 'sgd'"),
         (
             {"betas": (0.9, 0.99), "optimizer": "sgd"},
-            r"belongs to 'adam', 'adamw'\n  let it exist only there: \.when\(optimizer=\['adam', 'adamw'\]\)",
+            r"belongs to 'adam', 'adamw', .*\n  let it exist only there: \.when\(optimizer=\['adam', 'adamw', ",
         ),
         ({"num_classes": 3}, r"num_classes: Net gets it from the task\n  leave it out"),
         ({"dropout": 0.1, "model.dropout": 0.2}, r"it is given twice: as 'dropout' and as 'model\.dropout'"),
-        ({"optimizer": "adamm"}, r"optimizer: 'adamm' is not one of 'adam', 'adamw', 'sgd'\n  did you mean 'adam'"),
+        ({"optimizer": "adamm"}, r"optimizer: 'adamm' is not one of 'adam', 'adamw', 'sgd', .*\n  did you mean 'adam'"),
         ({"optimizer": 3}, r"optimizer: 3 is not one of"),
         ({"dropout": 1.0}, r"dropout: 1\.0 is not a number of at least 0 and below 1\n  e\.g\. dropout=0\.3"),
         ({"model.dropout": 1.0}, r"^model\.dropout: 1\.0 is not"),

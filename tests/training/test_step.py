@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,9 +23,23 @@ from hpo.training.classification import Classification, ConfusionTally
 from hpo.training.data import Digits
 from hpo.training.data.batches import Batches
 from hpo.training.data.resident import DeviceImages
+from hpo.training.distributed import Team
+from hpo.training.learning import Batch, Stream
 from hpo.training.models import ConvNet, Dropout
 from hpo.training.randomness import seed_process
-from hpo.training.step import CapturedStep, EagerStep, Record, TrainStep, Work, form
+from hpo.training.share import Share
+from hpo.training.step import (
+    CapturedStep,
+    EagerStep,
+    Numbers,
+    Record,
+    TrainStep,
+    Work,
+    form,
+    left_as_it_was,
+    train_once,
+)
+from hpo.training.step import _pieces as pieces_of
 from tests.training.recorders import called_again, cuda_graph_or_skip
 
 CONFIG = {"lr": 0.01, "batch_size": 32, "filters": (4, 8), "augment": ("crop", "flip"), "weight_decay": 0.01}
@@ -140,6 +156,55 @@ class StepContract:
     def test_augmentations_differ_from_step_to_step(self, new: Callable[..., TrainStep]) -> None:
         step = new(lr=1e-9, optimizer="sgd", weight_decay=0.0)
         assert len(set(losses(step, num=8))) == 8
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_trial_step_leaves_nothing_in_an_optimizer_that_had_nothing(tmp_path: Path, optimizer: str) -> None:
+    work = work_of({"optimizer": optimizer, "momentum": 0.9} if optimizer == "sgd" else {}, tmp_path)
+    recipe = Classification(model=ConvNet, data=Digits()).recipe({**CONFIG, "optimizer": optimizer}, GIVEN)
+    work = replace(work, optimizer=recipe.optimizer(list(work.model.parameters())))
+    before = [parameter.detach().clone() for parameter in work.model.parameters()]
+    with left_as_it_was(work):
+        train_once(work, Numbers.of(work.recipe))
+    assert not work.optimizer.state
+    assert all(torch.equal(old, new) for old, new in zip(before, work.model.parameters(), strict=True))
+
+
+@given(num=st.integers(1, 99), size=st.integers(1, 8), at_once=st.integers(1, 40) | st.none())
+def test_every_process_takes_as_many_pieces(num: int, size: int, at_once: int | None) -> None:
+    """Else processes that meet in each of them would wait for each other for ever."""
+    if num < size:
+        return
+    portions = [Team(Share(rank, size)).portion(Whole(num)) for rank in range(size)]
+    pieces = [pieces_of(len(portion.targets), portion.sizes, at_once=at_once) for portion in portions]
+    assert len({len(some) for some in pieces}) == 1
+    for portion, some in zip(portions, pieces, strict=True):
+        lengths = [piece.stop - piece.start for piece in some]
+        assert sum(lengths) == len(portion.targets)
+        assert min(lengths) >= 1
+        assert at_once is None or max(lengths) <= at_once + 1
+
+
+class Whole(Stream):
+    """One batch of `num` samples, given whole."""
+
+    def __init__(self, num: int) -> None:
+        self._num = num
+
+    @property
+    def num_samples(self) -> int:
+        return self._num
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self.batch()
+
+    def batch(self) -> Batch:
+        return torch.zeros(self._num, 1), torch.zeros(self._num)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Dropping(nn.Module):

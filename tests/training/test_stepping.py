@@ -231,7 +231,7 @@ def _can_compile(device: str) -> bool:
 
 def test_capture_on_a_cpu_is_an_error(tmp_path: Path) -> None:
     trainer = trainer_on("cpu", tmp_path, record=None)
-    with pytest.raises(ExperimentError, match="capture: 'on' needs a GPU, and the trial has none"):
+    with pytest.raises(ExperimentError, match="capture: 'on' is asked for, but there is no GPU"):
         trainer.begin({**CONFIG, "capture": "on"}, seed=0)
     assert steps(trainer, CONFIG, num=1)[0].notes["step"] == "eager: there is no GPU"
 

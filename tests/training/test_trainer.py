@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hpo.errors import CheckpointError
-from hpo.protocols import Trainer
+from hpo.protocols import Step, Trainer
 from tests.training.contract import TrainerContract, saved
 from tests.training.fresh import trainer_of
 from tests.training.line import Line, LineFit
@@ -23,6 +23,24 @@ class TestLineFit(TrainerContract):
     task = LINE
     config: ClassVar = {"lr": 0.05, "batch_size": 8, "dropout": 0.1, "betas": (0.8, 0.99)}
     other_config: ClassVar = {"lr": 0.5, "batch_size": 16, "optimizer": "sgd"}
+    metric = "val_loss"
+
+
+class TestLineFitWithAllThatChangesAStep(TrainerContract):
+    task = LINE
+    config: ClassVar = {
+        "lr": 0.05,
+        "batch_size": 8,
+        "optimizer": "nadam",
+        "lr_schedule": "plateau",
+        "scheduler_patience": 0,
+        "scheduler_threshold": 10.0,
+        "epochs_warmup": 0.5,
+        "ema": 0.9,
+        "grad_clip": 0.1,
+        "l1": 1e-3,
+    }
+    other_config: ClassVar = {"lr": 0.5, "batch_size": 16, "optimizer": "swats", "lr_schedule": "exponential"}
     metric = "val_loss"
 
 
@@ -66,6 +84,45 @@ def test_an_error_of_the_model_passes_through_and_the_next_trial_is_well(line: T
 def test_the_learning_rate_is_reported(line: Trainer) -> None:
     line.begin(FAST, seed=0)
     assert line.step().lr == 0.1
+
+
+def test_the_learning_rate_follows_its_schedule(line: Trainer) -> None:
+    line.begin({**FAST, "lr_schedule": "step", "step_size": 2, "gamma": 0.5}, seed=0)
+    assert [line.step().lr for _ in range(5)] == [0.1, 0.1, 0.05, 0.05, 0.025]
+    line.begin({**FAST, "lr_schedule": "polynomial", "epochs": 2, "end_lr": 0.01}, seed=0)
+    ends = [line.step().lr for _ in range(2)]
+    assert 0.01 < ends[1] < 0.055 < ends[0] < 0.1
+
+
+def test_a_plateau_lowers_the_rate_after_an_epoch_that_is_no_better(line: Trainer) -> None:
+    line.begin({**FAST, "lr": 1e-30, "lr_schedule": "plateau", "scheduler_patience": 0}, seed=0)
+    assert [line.step().lr for _ in range(3)] == pytest.approx([1e-30, 1e-30, 1e-31])
+
+
+def test_the_average_is_what_is_measured_and_kept(line: Trainer, tmp_path: Path) -> None:
+    config = {**FAST, "ema": 0.999999, "lr": 0.3}
+    line.begin(config, seed=0)
+    steps = [line.step() for _ in range(6)]
+    losses = [step.metrics["val_loss"] for step in steps]
+    assert losses == pytest.approx([losses[0]] * 6, rel=1e-3)  # it hardly moves
+    assert steps[-1].metrics["train_loss"] < 0.5 * steps[0].metrics["train_loss"]  # the weights do
+    line.save(tmp_path / "a.pt")
+    tested = line.test(tmp_path / "a.pt")["test_loss"]
+    line.begin({**FAST, "lr": 0.3}, seed=0)
+    for _ in range(6):
+        line.step()
+    line.save(tmp_path / "b.pt")
+    assert line.test(tmp_path / "b.pt")["test_loss"] < 0.5 * tested
+
+
+def test_another_trials_place_is_taken_with_its_average_or_without(line: Trainer, tmp_path: Path) -> None:
+    for source, own in (({}, {"ema": 0.9}), ({"ema": 0.9}, {}), ({"ema": 0.5}, {"ema": 0.9})):
+        line.begin({**FAST, **source}, seed=0)
+        line.step()
+        line.save(tmp_path / "other.pt")
+        line.begin({**FAST, "lr": 0.01, **own}, seed=1)
+        line.take_over(tmp_path / "other.pt")
+        assert line.step().lr == 0.01
 
 
 def test_a_checkpoint_of_changed_code_is_an_error(
@@ -119,3 +176,34 @@ def frozen_bias() -> LineFit:
         return made
 
     return LineFit(model=model)
+
+
+class TestTooLittleMemory:
+    """The same steps, in as many parts as there is room for."""
+
+    CONFIG: ClassVar = {**FAST, "batch_size": 20, "momentum": 0.5}
+
+    def train(self, line: Trainer, **changed: object) -> list[Step]:
+        line.begin({**self.CONFIG, **changed}, seed=0)
+        return [line.step() for _ in range(3)]
+
+    @pytest.mark.parametrize(("room", "at_once"), [(20, None), (19, 10), (6, 5), (1, 1)])
+    def test_gives_the_same_losses(self, line: Trainer, room: int, at_once: int | None) -> None:
+        with_room, without = self.train(line), self.train(line, room=room)
+        for one, other in zip(with_room, without, strict=True):
+            assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
+        notes = without[0].notes.get("micro_batch_size")
+        assert notes is None if at_once is None else notes is not None and notes.startswith(f"{at_once}: out of memory")
+        assert "micro_batch_size" not in without[1].notes  # told once
+
+    def test_is_found_out_once_a_trial(self, line: Trainer) -> None:
+        self.train(line, room=6)
+        trial = line._running  # type: ignore[attr-defined]
+        seen = [num for training, num in trial.model.seen if training]
+        assert seen[:3] == [20, 10, 5]
+        assert set(seen[3:]) == {5}
+
+    def test_for_one_sample_fails_the_trial(self, line: Trainer) -> None:
+        with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+            self.train(line, room=0)
+        assert self.train(line)[0].epoch == 1

@@ -1,92 +1,105 @@
-"""Random changes to training images, for a whole block of them in one gather, on any device."""
+"""What may happen to images at random when they are trained on: its names, and how strong each is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
 
 from hpo.errors import ExperimentError
-
-AUGMENTATIONS = ("crop", "flip")
-"""Names for `augment=(…)`: crop shifts by up to an eighth of the side and mirrors the gap; flip swaps left, right."""
+from hpo.training.rules import Rule, number
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise ExperimentError for the first name that is no augmentation."""
-    for name in names:
-        if name not in AUGMENTATIONS:
-            raise ExperimentError(
-                f"{name!r} is no augmentation", where="augment", remedy=f"valid are {', '.join(AUGMENTATIONS)}"
-            )
+@dataclass(frozen=True, kw_only=True)
+class Strengths:
+    """How strong each augmentation is; 0 is off. Moves come first, the others in the order that they have here.
 
+    What a move uncovers is the mirror image; what a hole shows is the mean of the train part. Where images are mixed,
+    the accuracy of training counts each as of the class of its larger part.
 
-def draw_moves(names: Sequence[str], *, num: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """(num, 3) int64 on the generator's device: rows to shift by, columns to shift by, 1 to flip.
-
-    Shifts are uniform over [-side // 8, side // 8], flips are fair. What is not named draws nothing and is 0.
+    Attributes:
+        crop: Largest shift, down or up and right or left, as a share of that side, in [0, 0.5].
+        flip: Probability that left and right are swapped.
+        rotate: Largest angle in degrees, in [0, 180], of a rotation about the centre; each pixel is the nearest one.
+        brightness: Largest relative change b, in [0, 10]: pixels are multiplied by one of [max(0, 1 - b), 1 + b].
+        contrast: Largest relative change, likewise, of the pixels' distances from the mean grey level of the image.
+        noise: Standard deviation, in [0, 1], of the Gaussian noise that is added to pixels in [0, 1], and not cut off.
+        cutout: Side of a square hole as a share of the image's shorter side, in [0, 1], rounded to whole pixels; its
+            centre is any pixel, so that part of it may lie outside (DeVries & Taylor 2017).
+        erase: Probability of a hole of 0.02 to 0.33 of the area, 0.3 to 3.3 times as high as wide, inside the image
+            (Zhong et al. 2017).
+        mixup: A share, drawn from Beta(mixup, mixup), of each image and of its target is that of another image of the
+            batch, or of the process's share of it where several train the trial (Zhang et al. 2018).
+        cutmix: Instead, a box whose area is such a share shows the other image (Yun et al. 2019). Where both are on,
+            each image has one of the two, with equal probability.
 
     Raises:
-        ExperimentError: A name is no augmentation.
-    """
-    check_names(names)
-    moves_N3 = torch.zeros(num, 3, dtype=torch.int64, device=generator.device)
-    limits = [side // 8 if "crop" in names else 0 for side in (height, width)]
-    for column, (low, high) in enumerate([*((-limit, limit) for limit in limits), (0, int("flip" in names))]):
-        if high > low:
-            moves_N3[:, column].random_(low, high + 1, generator=generator)
-    return moves_N3
-
-
-class MovedPixels:
-    """Where the pixels of moved images come from: tables for all moves that `draw_moves` may draw.
-
-    Args:
-        height, width, channels: Of the images.
-        device: Where the tables lie.
+        ExperimentError: One is out of its range.
     """
 
-    def __init__(self, height: int, width: int, channels: int, *, device: torch.device) -> None:
-        self._limits = height // 8, width // 8
-        rows, columns = (
-            _mirrored(torch.arange(-limit, limit + 1).unsqueeze(1) + torch.arange(side), side)
-            for limit, side in zip(self._limits, (height, width), strict=True)
-        )
-        self._rows_SH = (rows * (width * channels)).to(device)
-        self._columns_SW = (torch.cat([columns, columns.flip(1)]) * channels).to(device)
-        self._channels_C = torch.arange(channels, device=device)
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "crop": number(0.125, least=0, most=0.5),
+        "flip": number(0.5, least=0, most=1),
+        "rotate": number(15, least=0, most=180),
+        "brightness": number(0.2, least=0, most=10),
+        "contrast": number(0.2, least=0, most=10),
+        "noise": number(0.05, least=0, most=1),
+        "cutout": number(0.5, least=0, most=1),
+        "erase": number(0.5, least=0, most=1),
+        "mixup": number(0.2, least=0, most=100),
+        "cutmix": number(1.0, least=0, most=100),
+    }
 
-    def offsets(self, moves_B3: Tensor) -> Tensor:
-        """(B, H, W, C) int64: for each pixel, its place in the flat image (H, W, C) before the move.
+    crop: float = 0.0
+    flip: float = 0.0
+    rotate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    noise: float = 0.0
+    cutout: float = 0.0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
-        Pixel (y, x) is that of (y + rows, x + columns), then each row is flipped. Beyond an edge lies the mirror
-        image, the edge itself not repeated.
+    def __post_init__(self) -> None:
+        for name, strength in asdict(self).items():
+            self.rules[name].check(strength, where=name)
+
+    @classmethod
+    def of(cls, names: Iterable[str] = (), given: Mapping[str, float | None] | None = None) -> Strengths:
+        """Those of `names` as they usually are; but a strength that is given, and not None, is that.
+
+        Raises:
+            ExperimentError: A name is no augmentation, or a strength is out of its range.
         """
-        shift_y, shift_x, flip = moves_B3.unbind(1)
-        limit_y, limit_x = self._limits
-        rows = self._rows_SH.index_select(0, shift_y + limit_y)
-        columns = self._columns_SW.index_select(0, torch.add(shift_x + limit_x, flip, alpha=2 * limit_x + 1))
-        return (rows.unsqueeze(2) + columns.unsqueeze(1)).unsqueeze(3) + self._channels_C
+        usual = asdict(USUAL)
+        for name in (names := tuple(names)):
+            if name not in usual:
+                raise ExperimentError(
+                    f"{name!r} is no augmentation", where="augment", remedy=f"valid are {', '.join(AUGMENTATIONS)}"
+                )
+        own = {name: strength for name, strength in (given or {}).items() if strength is not None}
+        return cls(**{**{name: usual[name] for name in names}, **own})
+
+    @property
+    def on(self) -> frozenset[str]:
+        """Names of those that are not off."""
+        return frozenset(name for name, strength in asdict(self).items() if strength)
 
 
-def augment(images_NHWC: Tensor, *, names: Sequence[str], generator: torch.Generator) -> Tensor:
-    """(N, C, H, W) of the same type, every image changed at random by its own draws; see `draw_moves`.
-
-    Raises:
-        ExperimentError: A name is no augmentation.
-    """
-    num, height, width, _ = images_NHWC.shape
-    moves = draw_moves(names, num=num, height=height, width=width, generator=generator)
-    return apply_moves(images_NHWC, moves.to(images_NHWC.device))
-
-
-def apply_moves(images_NHWC: Tensor, moves_N3: Tensor) -> Tensor:
-    """(N, C, H, W) of the same type, channels last in memory; see `MovedPixels.offsets`."""
-    num, *shape = images_NHWC.shape
-    offsets = MovedPixels(*shape, device=images_NHWC.device).offsets(moves_N3)
-    return images_NHWC.reshape(num, -1).gather(1, offsets.view(num, -1)).view(offsets.shape).permute(0, 3, 1, 2)
-
-
-def _mirrored(positions: Tensor, size: int) -> Tensor:
-    return (size - 1) - ((size - 1) - positions.abs()).abs()
+AUGMENTATIONS = tuple(field.name for field in fields(Strengths))
+"""Names for `augment=(…)`."""
+OFF = Strengths()
+USUAL = Strengths(
+    crop=1 / 8,  # 4 of CIFAR's 32 pixels, as He et al. 2016 pad them
+    flip=0.5,
+    rotate=15,
+    brightness=0.2,
+    contrast=0.2,
+    noise=0.05,
+    cutout=0.5,  # 16 of CIFAR-10's 32 pixels
+    erase=0.5,
+    mixup=0.2,  # what the paper trains ImageNet with; CIFAR with 1
+    cutmix=1.0,
+)
+"""What a name in `augment=(…)` stands for."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +15,12 @@ from torch import Tensor
 
 from hpo.errors import ExperimentError
 from hpo.seeds import derive
-from hpo.training.data.augment import MovedPixels, check_names, draw_moves
+from hpo.training.data.augment import Strengths
+from hpo.training.data.changes import ChangedPixels, mixed
+from hpo.training.data.draws import Draws, draw, partners
+from hpo.training.data.moves import MovedPixels
 from hpo.training.learning import Batch, Stream
+from hpo.training.share import WHOLE, Share
 
 Indices = NDArray[np.int64]
 
@@ -26,13 +32,13 @@ class Buffers:
     Attributes:
         rows_B: int64, which images of `images_NHWC`.
         labels_B: int64.
-        moves_B3: int64, as `augment.draw_moves` draws them; None where nothing is augmented.
+        draws: (B, ...) each, what was drawn for each image, by name; empty where nothing is augmented.
         images_NHWC: The images: those of the data set, or those of this batch.
     """
 
     rows_B: Tensor
     labels_B: Tensor
-    moves_B3: Tensor | None
+    draws: Draws
     images_NHWC: Tensor
 
 
@@ -57,25 +63,30 @@ class StoredImages(ABC):
         device: torch.device,
     ) -> None:
         self.image_shape, self.device = image_shape, device
-        self._moved = MovedPixels(*image_shape, device=device)
+        self._changed = ChangedPixels(mean, std, device=device)
         self._scale_C = torch.from_numpy(1 / (255 * std)).to(device)
         self._offset_C = torch.from_numpy(-mean / std).to(device)
-        self._buffers: dict[tuple[int, bool], Buffers] = {}
+        self._buffers: dict[object, Buffers] = {}
 
     @abstractmethod
     def __len__(self) -> int:
         """Images."""
 
-    def buffers(self, batch_size: int, *, moved: bool) -> Buffers:
-        """The one set of buffers of this form."""
-        key = (batch_size, moved)
+    def buffers(self, batch_size: int, *, like: Draws) -> Buffers:
+        """The one set of buffers for draws of the same names, shapes and types, of any number of images."""
+        form = {name: (*part.shape[1:], part.dtype) for name, part in like.items()}
+        key = (batch_size, frozenset(form.items()))
         if key not in self._buffers:
-            self._buffers[key] = self._new_buffers(batch_size, self._int64(batch_size, 3) if moved else None)
+            draws = {
+                name: torch.zeros((batch_size, *part.shape[1:]), dtype=part.dtype, device=self.device)
+                for name, part in like.items()
+            }
+            self._buffers[key] = self._new_buffers(batch_size, draws)
         return self._buffers[key]
 
     def batch(self, buffers: Buffers) -> Batch:
-        """(B, C, H, W) float32, channels last in memory, normalised and moved; (B,) int64 labels."""
-        return self._developed(buffers.images_NHWC, buffers.rows_B, buffers.moves_B3), buffers.labels_B
+        """(B, C, H, W) float32, channels last in memory, normalised and changed; (B,) int64 labels."""
+        return self._developed(buffers.images_NHWC, buffers.rows_B, buffers.draws), buffers.labels_B
 
     @abstractmethod
     def feed(self, order_N: Tensor, buffers: Buffers) -> Iterator[bool]:
@@ -86,83 +97,124 @@ class StoredImages(ABC):
         """The images `indices` in their order, the last batch as small as it comes; may be iterated over again."""
 
     @abstractmethod
-    def _new_buffers(self, batch_size: int, moves_B3: Tensor | None) -> Buffers: ...
+    def _new_buffers(self, batch_size: int, draws: Draws) -> Buffers: ...
 
-    def _developed(self, images_NHWC: Tensor, rows_B: Tensor, moves_B3: Tensor | None) -> Tensor:
-        if moves_B3 is None:
+    def _developed(self, images_NHWC: Tensor, rows_B: Tensor, draws: Draws) -> Tensor:
+        if "moves" not in draws:
             images = images_NHWC.index_select(0, rows_B)
         else:  # one pass: each pixel straight from where it lies in the data set
             first = (rows_B * int(np.prod(self.image_shape))).view(-1, 1, 1, 1)
-            places = self._moved.offsets(moves_B3) + first
+            places = self._moved.offsets(draws["moves"]) + first
             images = images_NHWC.reshape(-1).index_select(0, places.view(-1)).view(places.shape)
-        return self._normalised(images).permute(0, 3, 1, 2)
+        return self._changed.of(self._normalised(images), draws).permute(0, 3, 1, 2)
 
     def _normalised(self, images_BHWC: Tensor) -> Tensor:
         return images_BHWC.to(torch.float32).mul_(self._scale_C).add_(self._offset_C)
 
-    def _int64(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.int64, device=self.device)
+    def _int64(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64, device=self.device)
+
+    @functools.cached_property
+    def _moved(self) -> MovedPixels:
+        return MovedPixels(*self.image_shape, device=self.device)
+
+
+class _Drawn(NamedTuple):
+    epoch: int
+    order_N: Tensor
+    draws: Draws
 
 
 class Batches(Stream):
     """Training batches, epoch after epoch, in an order and with augmentations that follow from seed and epoch alone.
 
-    So its whole state is the number of epochs begun, and the order is the same on a CPU and on a GPU. Where there is
+    So its whole state is the number of epochs begun, and the order is the same on a CPU and on a GPU, for one process
+    and for several; so is what is drawn for each sample, except that a process mixes the samples of its own share of a
+    batch with each other, and that noise comes from PyTorch's generator of the device, as dropout does. Where there is
     at least one full batch, the samples that do not fill the last one sit out the epoch, others each time.
     """
 
     def __init__(
-        self, data: StoredImages, *, indices: Indices, batch_size: int, augment: Sequence[str] = (), seed: int
+        self,
+        data: StoredImages,
+        *,
+        indices: Indices,
+        batch_size: int,
+        augment: Strengths | Sequence[str] = (),
+        num_classes: int | None = None,
+        seed: int,
+        share: Share = WHOLE,
     ) -> None:
-        """Batches of the samples `indices`.
+        """Batches of the samples `indices`, or the `share` of each.
+
+        `augment` has strengths, or names of those that are as strong as usual; `num_classes` is needed to mix images.
 
         Raises:
-            ExperimentError: `batch_size` is below 1, or an augmentation is unknown.
+            ExperimentError: `batch_size` is below 1, an augmentation is unknown, or images cannot be mixed.
         """
         if batch_size < 1:
             raise ExperimentError(f"{batch_size} is not at least 1", where="batch_size", remedy="e.g. 128")
-        check_names(augment)
         self._data = data
         self._indices = torch.from_numpy(np.ascontiguousarray(indices))
         self._batch_size = min(batch_size, max(len(indices), 1))
-        self._names = tuple(augment)
+        if self._batch_size < share.size:
+            raise ExperimentError(
+                f"{len(indices)} samples to train on are too few for {share.size} processes",
+                where="train_samples",
+                remedy="train on more, or with fewer workers",
+            )
+        self._strengths = augment if isinstance(augment, Strengths) else Strengths.of(augment)
+        self._num_classes = num_classes
         self._seed = seed
         self._epoch = 0
-        self._buffers = data.buffers(self._batch_size, moved=bool(self._names))
+        self._share = share
+        self._check_mixing()
+        self._buffers = data.buffers(share.num(self._batch_size), like=self._draw(0, torch.Generator(), seed=0))
         self._feed: Iterator[bool] = iter(())
-        self._moves: Iterator[Tensor] = iter(())
-        self._ahead: tuple[int, Tensor, Tensor | None] | None = None
+        self._draws: Mapping[str, Iterator[Tensor]] = {}
+        self._ahead: _Drawn | None = None
 
     @property
     def place(self) -> object:
         return id(self._buffers)  # kept by the data, so no other will have it
 
     @property
+    def whole_batch(self) -> int | None:
+        return None if self._share == WHOLE else self._batch_size
+
+    @property
     def num_samples(self) -> int:
         return len(self._indices) // self._batch_size * self._batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        """The next epoch: (B, C, H, W) float32 images and (B,) int64 labels, batch by batch."""
+        """The next epoch, batch by batch."""
         self.begin_epoch()
         while self.advance():
             yield self.batch()
 
     def begin_epoch(self) -> None:
         ahead, self._ahead = self._ahead, None
-        _, order, moves = ahead if ahead is not None and ahead[0] == self._epoch else self._drawn()
+        _, order, draws = ahead if ahead is not None and ahead.epoch == self._epoch else self._drawn()
         self._epoch += 1
         self._feed = self._data.feed(order, self._buffers)
-        self._moves = iter(()) if moves is None else iter(_split(to_device(moves, self._data.device), self._batch_size))
+        size = self._share.num(self._batch_size)
+        self._draws = {name: iter(_split(to_device(part, self._data.device), size)) for name, part in draws.items()}
 
     def advance(self) -> bool:
         if not next(self._feed, False):
             return False
-        if self._buffers.moves_B3 is not None:
-            self._buffers.moves_B3.copy_(next(self._moves))
+        for name, drawn in self._buffers.draws.items():
+            drawn.copy_(next(self._draws[name]))
         return True
 
     def batch(self) -> Batch:
-        return self._data.batch(self._buffers)
+        """(B, C, H, W) float32 images; (B,) int64 labels, or (B, K) float32 probabilities where images are mixed."""
+        images, labels = self._data.batch(self._buffers)
+        draws = self._buffers.draws
+        if "partner" not in draws or self._num_classes is None:
+            return images, labels
+        images, targets = mixed(images.permute(0, 2, 3, 1), labels, draws, num_classes=self._num_classes)
+        return images.permute(0, 3, 1, 2), targets
 
     def look_ahead(self) -> None:
         self._ahead = self._drawn()
@@ -175,15 +227,41 @@ class Batches(Stream):
         """Go on after the epoch at which `state()` was taken."""
         self._epoch = state["epoch"]
 
-    def _drawn(self) -> tuple[int, Tensor, Tensor | None]:
-        """The next epoch's number, its order and its moves, on the host."""
-        generator = torch.Generator().manual_seed(derive(self._seed, "epoch", self._epoch))
+    def _drawn(self) -> _Drawn:
+        """The next epoch, on the host."""
+        seed = derive(self._seed, "epoch", self._epoch)
+        generator = torch.Generator().manual_seed(seed)
         order = self._indices[torch.randperm(len(self._indices), generator=generator)[: self.num_samples]]
-        if not self._names:
-            return self._epoch, order, None
+        return _Drawn(self._epoch, self._own(order), self._draw(self.num_samples, generator, seed=seed))
+
+    def _draw(self, num: int, generator: torch.Generator, *, seed: int) -> Draws:
+        """This process's share of what is drawn for `num` samples."""
         height, width, _ = self._data.image_shape
-        moves = draw_moves(self._names, num=self.num_samples, height=height, width=width, generator=generator)
-        return self._epoch, order, moves
+        drawn = draw(self._strengths, num=num, height=height, width=width, generator=generator, seed=seed)
+        own = {name: self._own(part) for name, part in drawn.items()}
+        if "partner" in own:  # whoever has another share may not have its pixels
+            own["partner"] = partners(own["partner"], batch_size=self._share.num(self._batch_size))
+        return own
+
+    def _check_mixing(self) -> None:
+        mixing = " and ".join(sorted(self._strengths.on & {"mixup", "cutmix"}))
+        if mixing and self._batch_size < 2 * self._share.size:
+            raise ExperimentError(
+                f"a batch of {self._batch_size} gives a process no two images that {mixing} could mix",
+                where="batch_size",
+                remedy=f"give at least {2 * self._share.size}, or leave {mixing} out",
+            )
+        if mixing and self._num_classes is None:
+            raise ExperimentError(
+                "nothing says how many classes the images have", where=mixing, remedy="give num_classes as well"
+            )
+
+    def _own(self, values: Tensor) -> Tensor:
+        """This process's share of each batch, of values (num_samples, ...)."""
+        if self._share == WHOLE or not len(values):
+            return values
+        by_batch = values.view(-1, self._batch_size, *values.shape[1:])
+        return by_batch[:, self._share.of(self._batch_size)].flatten(0, 1)
 
 
 class InOrder:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpo.declared import positive_int
 from hpo.errors import DataError, ExperimentError
-from hpo.protocols import positive_int
 from hpo.training.data import cache
 from hpo.training.data.class_images import ClassFolders
 from hpo.training.data.images import ImageData, Located

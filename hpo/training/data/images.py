@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.protocols import Declared
+from hpo.declared import Declared
 from hpo.training.data import cache
 
 Kind = Literal["folder", "archive", "python", "embedded"]

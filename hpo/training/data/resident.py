@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo.training.data.batches import Buffers, Indices, StoredImages, to_device
+from hpo.training.data.draws import Draws
 from hpo.training.data.images import Images
 from hpo.training.learning import Batch
 
@@ -71,11 +72,11 @@ class DeviceImages(StoredImages):
 
     def take(self, rows_B: Tensor) -> Batch:
         """The images and labels of some rows."""
-        return self._developed(self._images_NHWC, rows_B, None), self.labels_N.index_select(0, rows_B)
+        return self._developed(self._images_NHWC, rows_B, {}), self.labels_N.index_select(0, rows_B)
 
-    def _new_buffers(self, batch_size: int, moves_B3: Tensor | None) -> Buffers:
+    def _new_buffers(self, batch_size: int, draws: Draws) -> Buffers:
         rows = self._int64(batch_size)
-        return Buffers(rows_B=rows, labels_B=rows, moves_B3=moves_B3, images_NHWC=self._images_NHWC)
+        return Buffers(rows_B=rows, labels_B=rows, draws=draws, images_NHWC=self._images_NHWC)
 
     def _normalised(self, images_BHWC: Tensor) -> Tensor:
         return images_BHWC if self.is_normalised else super()._normalised(images_BHWC)

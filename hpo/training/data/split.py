@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo.errors import DataError, ExperimentError
+from hpo.training.settings import DataSettings
 
 Indices = NDArray[np.int64]
 
@@ -44,7 +45,7 @@ def stratified_split(labels: NDArray[np.int64], *, train_ratio: float, seed: int
         raise DataError(
             f"no class has two samples among {len(labels)}, so none can both train and validate",
             where="labels",
-            remedy="add images",
+            remedy="add samples",
         )
     quotas = _quotas(counts, round(train_ratio * len(labels)))
     quotas = np.clip(quotas, np.minimum(counts, 1), np.maximum(counts - 1, np.minimum(counts, 1)))
@@ -76,6 +77,26 @@ def subset(indices: Indices, *, labels: NDArray[np.int64], num_samples: int, see
     least = np.minimum(counts, 1) if num_samples >= np.count_nonzero(counts) else np.zeros_like(counts)
     quotas = least + _quotas(counts - least, num_samples - int(least.sum()))
     return np.sort(indices[_draw(indices, own_labels, quotas, seed)])
+
+
+def split_of(labels: NDArray[np.int64], settings: DataSettings) -> Split:
+    """The split of (N,) `labels` that the settings ask for, with at most as many samples as they allow.
+
+    Raises:
+        DataError: As `stratified_split`.
+    """
+    split = stratified_split(labels, train_ratio=settings.train_ratio, seed=settings.split_seed)
+
+    def at_most(num_samples: int | None, indices: Indices) -> Indices:
+        if num_samples is None:
+            return indices
+        return subset(indices, labels=labels, num_samples=num_samples, seed=settings.split_seed)
+
+    return replace(
+        split,
+        train_indices=at_most(settings.train_samples, split.train_indices),
+        val_indices=at_most(settings.val_samples, split.val_indices),
+    )
 
 
 def _quotas(counts: NDArray[np.intp], total: int) -> Indices:

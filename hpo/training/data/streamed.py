@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hpo.training.data.batches import Buffers, Indices, StoredImages
+from hpo.training.data.draws import Draws
 from hpo.training.data.images import Images
 from hpo.training.learning import Batch
 
@@ -137,10 +138,10 @@ class StreamedImages(StoredImages):
                 tensor.record_stream(current)  # its memory is not given away before the current stream has read it
         return images, labels
 
-    def _new_buffers(self, batch_size: int, moves_B3: Tensor | None) -> Buffers:
+    def _new_buffers(self, batch_size: int, draws: Draws) -> Buffers:
         rows = torch.arange(batch_size, device=self.device)
         images = torch.zeros((batch_size, *self.image_shape), dtype=torch.uint8, device=self.device)
-        return Buffers(rows_B=rows, labels_B=self._int64(batch_size), moves_B3=moves_B3, images_NHWC=images)
+        return Buffers(rows_B=rows, labels_B=self._int64(batch_size), draws=draws, images_NHWC=images)
 
 
 class _InOrder:

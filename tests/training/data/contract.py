@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpo.declared import described
 from hpo.errors import DataError
-from hpo.protocols import described
 from hpo.training.data import ImageData, Images, Located
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

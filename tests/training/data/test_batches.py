@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,19 @@ from hypothesis import strategies as st
 
 from hpo.errors import ExperimentError
 from hpo.training.data import Digits, ImageFolder, Images, resident
+from hpo.training.data.augment import AUGMENTATIONS, USUAL, Strengths
 from hpo.training.data.batches import Batches, InOrder, StoredImages
+from hpo.training.data.changes import mixed
 from hpo.training.data.resident import DeviceImages
 from hpo.training.data.streamed import StreamedImages
+from hpo.training.share import Share
 from tests.training.data import tiny
 
 CPU = torch.device("cpu")
+NOT_MIXED = tuple(name for name in AUGMENTATIONS if name not in ("mixup", "cutmix", "noise"))
+"""Those that a sample has whichever batch, share and process it is in."""
+DRAWN = (*NOT_MIXED, "mixup", "cutmix")
+"""Those that are drawn on the host."""
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +67,92 @@ def test_pixels_are_normalised(photos: Images, stored: StoredImages) -> None:
     torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("augment", [(), ("crop", "flip")])
+@pytest.mark.parametrize("augment", [(), ("crop", "flip"), DRAWN])
 def test_the_same_batches_from_everywhere(photos: Images, stored: StoredImages, augment: tuple[str, ...]) -> None:
     here, there = (
-        Batches(data, indices=np.arange(1, 40), batch_size=8, augment=augment, seed=3)
+        Batches(data, indices=np.arange(1, 40), batch_size=8, augment=augment, num_classes=2, seed=3)
         for data in (stored, DeviceImages.train_part(photos, device=CPU))
     )
     for _ in range(2):
         for (images, labels), (others, their_labels) in zip(here, there, strict=True):
-            torch.testing.assert_close(images, others)
+            torch.testing.assert_close(images, others, rtol=1e-5, atol=1e-5)
             assert torch.equal(labels, their_labels)
+            assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_shares_of_several_processes_are_the_batch(stored: StoredImages, size: int) -> None:
+    """Each sample once, moved as one process would move it."""
+    how = {"indices": np.arange(1, 40), "batch_size": 8, "augment": NOT_MIXED, "seed": 3}
+    whole = Batches(stored, **how)
+    batches = [(images.clone(), labels.clone()) for images, labels in whole]
+    streams = [Batches(stored, **how, share=Share(rank, size)) for rank in range(size)]
+    shares = [[(images.clone(), labels.clone()) for images, labels in stream] for stream in streams]
+    assert {stream.num_samples for stream in streams} == {whole.num_samples}
+    assert {stream.whole_batch for stream in streams} == {8}
+    for (images, labels), *parts in zip(batches, *shares, strict=True):
+        torch.testing.assert_close(torch.cat([part for part, _ in parts]), images)
+        assert torch.equal(torch.cat([part for _, part in parts]), labels)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_process_mixes_its_own_share(stored: StoredImages, size: int) -> None:
+    """With shares and boxes that do not depend on it, and partners that do."""
+    how = {"indices": np.arange(1, 40), "batch_size": 8, "num_classes": 2, "seed": 3}
+    unmixed = _kept(Batches(stored, augment=NOT_MIXED, **how))
+    whole = _kept(Batches(stored, augment=DRAWN, **how))
+    for rank in range(size):
+        part = Share(rank, size).of(8)
+        own = _kept(Batches(stored, augment=DRAWN, **how, share=Share(rank, size)))
+        for (plain, labels, _), (_, _, all_draws), (images, targets, draws) in zip(unmixed, whole, own, strict=True):
+            assert sorted(draws["partner"].tolist()) == list(range(part.stop - part.start))
+            for name in draws.keys() - {"partner"}:
+                assert torch.equal(draws[name], all_draws[name][part])
+            expected = mixed(plain[part].permute(0, 2, 3, 1), labels[part], draws, num_classes=2)
+            torch.testing.assert_close(images.permute(0, 2, 3, 1), expected[0])
+            assert torch.equal(targets, expected[1])
+            assert (targets.shape, targets.dtype) == ((len(images), 2), torch.float32)
+
+
+def _kept(stream: Batches) -> list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]:
+    """An epoch's batches and what was drawn for them, which the next one would be written over."""
+    return [
+        (images.clone(), targets.clone(), {name: part.clone() for name, part in stream._buffers.draws.items()})
+        for images, targets in stream
+    ]
+
+
+def test_two_strengths_of_the_same_kinds_have_one_place(stored: StoredImages) -> None:
+    how = {"indices": np.arange(32), "batch_size": 8, "num_classes": 2}
+    others = Strengths(
+        crop=0.5,
+        flip=0.1,
+        rotate=180,
+        noise=1,
+        brightness=2,
+        contrast=1,
+        cutout=1,
+        erase=1,
+        mixup=3,
+        cutmix=0.1,
+    )
+    places = [Batches(stored, augment=USUAL, seed=1, **how).place, Batches(stored, augment=others, seed=2, **how).place]
+    assert places[0] == places[1]
+    alone = [Batches(stored, augment=(name,), seed=1, **how).place for name in AUGMENTATIONS]
+    assert places[0] not in alone
+    assert alone[0] == alone[1]  # crop and flip, together a move
+    assert len(set(alone)) == len(AUGMENTATIONS) - 1
+    assert Batches(stored, augment=Strengths(crop=0.0), seed=1, **how).place == Batches(stored, seed=1, **how).place
+
+
+def test_noise_comes_from_pytorchs_generator(stored: StoredImages) -> None:
+    stream = Batches(stored, indices=np.arange(32), batch_size=32, augment=Strengths(noise=0.1), seed=1)
+    plain = Batches(stored, indices=np.arange(32), batch_size=32, seed=1)
+    torch.manual_seed(1)
+    first = next(iter(stream))[0] - next(iter(plain))[0]
+    assert abs(float((first * stored._changed._std_C.view(1, 3, 1, 1)).std()) - 0.1) < 0.01
+    stream.restore({"epoch": 0})
+    assert not torch.equal(next(iter(stream))[0] - next(iter(plain))[0], first)
 
 
 def test_a_batch_is_computed_from_tensors_that_stay(stored: StoredImages) -> None:
@@ -131,7 +215,7 @@ def test_epochs_differ_and_seeds_differ(digits: Images) -> None:
 @pytest.mark.parametrize("seen", [0, 1, 3])
 def test_goes_on_where_the_state_was_taken(stored: StoredImages, seen: int) -> None:
     def begun() -> Batches:
-        return Batches(stored, indices=np.arange(35), batch_size=8, augment=("crop", "flip"), seed=9)
+        return Batches(stored, indices=np.arange(35), batch_size=8, augment=DRAWN, num_classes=2, seed=9)
 
     original, restored = begun(), begun()
     for _ in range(seen):
@@ -166,14 +250,32 @@ def test_unknown_augmentation(stored: StoredImages) -> None:
         Batches(stored, indices=np.arange(3), batch_size=1, augment=("blur",), seed=0)
 
 
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_mixing_needs_two_images_and_classes(stored: StoredImages, name: str) -> None:
+    def batches(size: int, **how: Any) -> Batches:
+        return Batches(stored, indices=np.arange(20), batch_size=size, augment=(name,), seed=0, **how)
+
+    batches(6, num_classes=2, share=Share(1, 3))
+    with pytest.raises(
+        ExperimentError, match=rf"batch_size: a batch of 1 gives .* {name} could mix\n  give at least 2"
+    ):
+        batches(1, num_classes=2)
+    with pytest.raises(
+        ExperimentError, match=rf"batch_size: a batch of 5 gives .*\n  give at least 6, or leave {name}"
+    ):
+        batches(5, num_classes=2, share=Share(0, 3))
+    with pytest.raises(ExperimentError, match=rf"{name}: nothing says how many classes .*\n  give num_classes"):
+        batches(6)
+
+
 @pytest.mark.gpu
 def test_same_batches_on_a_gpu(photos: Images) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    arguments = {"indices": np.arange(40), "batch_size": 8, "augment": ("crop", "flip"), "seed": 3}
+    arguments = {"indices": np.arange(40), "batch_size": 8, "augment": DRAWN, "num_classes": 2, "seed": 3}
     on_cpu, on_gpu = (
         _flat(Batches(DeviceImages.train_part(photos, device=torch.device(name)), **arguments))
         for name in ("cpu", "cuda")
     )
-    torch.testing.assert_close(on_gpu[0].cpu(), on_cpu[0])
-    assert torch.equal(on_gpu[1].cpu(), on_cpu[1])
+    torch.testing.assert_close(on_gpu[0].cpu(), on_cpu[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(on_gpu[1].cpu(), on_cpu[1])

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hpo.errors import DataError, ExperimentError
-from hpo.training.data.split import stratified_split, subset
+from hpo.training.data.split import split_of, stratified_split, subset
+from hpo.training.settings import DataSettings
 
 counts = st.lists(st.integers(0, 40), min_size=1, max_size=8)
 ratios = st.floats(0.01, 0.99)
@@ -82,3 +83,19 @@ def test_subset_laws(counts: list[int], num_samples: int, seed: int, data: st.Da
 def test_subset_needs_a_sample() -> None:
     with pytest.raises(ExperimentError, match="train_samples: 0 is not an integer of at least 1"):
         subset(np.arange(4), labels=_labels([2, 2]), num_samples=0, seed=0)
+
+
+@given(counts, seeds, st.none() | st.integers(1, 50), st.none() | st.integers(1, 50))
+def test_a_split_as_the_settings_ask_for(
+    counts: list[int], seed: int, train_samples: int | None, val_samples: int | None
+) -> None:
+    assume(max(counts) >= 2)
+    labels = _labels(counts)
+    settings = DataSettings(train_ratio=0.6, train_samples=train_samples, val_samples=val_samples, split_seed=seed)
+    whole, split = stratified_split(labels, train_ratio=0.6, seed=seed), split_of(labels, settings)
+    for indices, of, most in (
+        (split.train_indices, whole.train_indices, train_samples),
+        (split.val_indices, whole.val_indices, val_samples),
+    ):
+        assert set(indices) <= set(of)
+        assert len(indices) == min(len(of), most or len(of))

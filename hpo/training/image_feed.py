@@ -1,0 +1,63 @@
+"""How images reach a task: found, decoded, and laid on the device or streamed to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpo.protocols import Dataset, Setting
+from hpo.training.data import ImageData, Located
+from hpo.training.feed import Feed
+from hpo.training.images import ImageSettings, ImageSource, given_by_images
+from hpo.training.share import WHOLE, Share
+
+
+class ImageFeed(Feed):
+    """The images of a data set.
+
+    Args:
+        data: The data set.
+    """
+
+    gives = ("in_channels", "in_features", "image_size", "num_classes")
+    settings = ImageSettings
+
+    def __init__(self, data: ImageData) -> None:
+        self._data = data
+
+    @property
+    def data(self) -> ImageData:
+        return self._data
+
+    def locate(self, data_dir: Path | None) -> Dataset:
+        located = self._data.locate(data_dir)
+        return Dataset(
+            name=located.dataset,
+            fingerprint=located.fingerprint,
+            fell_back=located.fell_back,
+            located=located.as_json(),
+        )
+
+    def given_by(self, dataset: Dataset) -> Mapping[str, Any]:
+        located = Located.from_json(dataset.located)
+        return given_by_images(located.image_shape, num_classes=len(located.classes))
+
+    def open(self, setting: Setting) -> ImageSource:
+        located = Located.from_json(setting.dataset.located)
+        images = self._data.load(located, cache_dir=setting.cache_dir)
+        device = torch.device(setting.device)
+        room = None
+        if device.type == "cuda":
+            share = min(setting.gpus or 1, 1) * setting.data_memory_fraction
+            room = share * torch.cuda.get_device_properties(device).total_memory
+        group = setting.group
+        return ImageSource(
+            images,
+            device=device,
+            room_bytes=room,
+            num_workers=max(1, setting.num_threads - 1),
+            share=WHOLE if group is None else Share(group.rank, group.size),
+        )
