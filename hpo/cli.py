@@ -7,7 +7,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,11 +15,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hpo.commands import jobs as job_commands
+from hpo.commands.cluster import cluster as cluster_command
+from hpo.commands.export import command as export_command
+from hpo.commands.monitor import command as monitor_command
+from hpo.commands.plot_schedule import command as plot_schedule_command
+from hpo.commands.preflight import command as preflight_command
 from hpo.errors import HpoError, UnknownRun
-from hpo.results import RunPaths, Store
+from hpo.results import Store
 from hpo.run import command as run_command
 
-_RESULTS = click.option("--results", default="results", show_default=True, metavar="DIR", help="Where the store is.")
+_RESULTS = click.option(
+    "--results", default="results", show_default=True, metavar="PLACE", help="Folder or URL of the store."
+)
 _FORMAT = click.option(
     "--format",
     "style",
@@ -57,14 +64,21 @@ def main(ctx: click.Context) -> None:
                   hpo best cifar_lr_dropout
                   hpo sql "SELECT trial, max(val_accuracy) FROM reports GROUP BY trial"
 
-    RUN is the name of an experiment (its newest run), or a run's id or the beginning of one. All commands but `run`
-    read the store and can be used while a run is going on.
+    RUN is the name of an experiment (its newest run), or a run's id or the beginning of one. Commands that take one
+    read the store, and can be used while a run is going on. On a cluster: `cluster check`, `preflight`, `submit`.
     """  # noqa: D301 - click wants the character \b itself
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 main.add_command(run_command)
+main.add_command(cluster_command)
+main.add_command(export_command)
+main.add_command(monitor_command)
+main.add_command(plot_schedule_command)
+main.add_command(preflight_command)
+for job_command in job_commands.commands:
+    main.add_command(job_command)
 
 
 @main.command()
@@ -77,7 +91,7 @@ def runs(results: str, style: str) -> None:
         SELECT experiment, run_id, state, coalesce(trials, 0) AS trials,
                CASE mode WHEN 'min' THEN -score ELSE score END AS best, goal, dataset, started_at
         FROM runs LEFT JOIN best USING (run_id) ORDER BY started_at DESC"""
-    show(Store(Path(results)).sql(query), style)
+    show(Store(results).sql(query), style)
 
 
 @main.command()
@@ -87,7 +101,7 @@ def runs(results: str, style: str) -> None:
 @_FORMAT
 def best(run: str, limit: int, results: str, style: str) -> None:
     """Show the best trials of RUN, with their configurations."""
-    store = Store(Path(results))
+    store = Store(results)
     trials = store.best(run, limit=limit)
     show(_for_people(trials, store.find_run(run)) if style == "table" else trials, style)
 
@@ -98,7 +112,7 @@ def best(run: str, limit: int, results: str, style: str) -> None:
 @_FORMAT
 def sql(query: str, results: str, style: str) -> None:
     """Answer QUERY (DuckDB's SQL) over the views runs, trials, reports and events."""
-    show(Store(Path(results)).sql(query), style)
+    show(Store(results).sql(query), style)
 
 
 @main.command()
@@ -107,21 +121,23 @@ def sql(query: str, results: str, style: str) -> None:
 @_RESULTS
 def logs(run: str, trial: int, results: str) -> None:
     """Print what TRIAL of RUN printed, and why it failed if it did."""
-    paths = _paths(run, results)
-    store = Store(Path(results))
+    store = Store(results)
+    run_id = store.find_run(run)["run_id"]
     failures = store.sql(
         f"SELECT attempt, detail->>'cause' AS cause, detail->>'traceback' AS trace FROM events "  # noqa: S608
-        f"WHERE run_id = '{paths.run_id}' AND kind = 'failed' AND trial = {trial} ORDER BY seq"
+        f"WHERE run_id = '{run_id}' AND kind = 'failed' AND trial = {trial} ORDER BY seq"
     ).to_pylist()
-    log = paths.log(trial)
-    if not log.exists() and not failures:
-        known = store.sql(f"SELECT count(*) AS n FROM trials WHERE run_id = '{paths.run_id}'").to_pylist()[0]["n"]  # noqa: S608
+    printed = store.logs(run_id, trial)
+    if not printed and not failures:
+        known = store.sql(f"SELECT count(*) AS n FROM trials WHERE run_id = '{run_id}'").to_pylist()[0]["n"]  # noqa: S608
         raise UnknownRun(
             f"trial {trial} has printed nothing and has not failed",
-            where=paths.run_id,
+            where=run_id,
             remedy=f"the run has {known} trials: 0 to {max(known - 1, 0)}" if known else "the run has no trials yet",
         )
-    if log.exists():
+    for log in printed:
+        if len(printed) > 1:
+            click.echo(f"--- {log.stem}")
         click.echo(log.read_text(encoding="utf-8", errors="replace"), nl=False)
     for failure in failures:
         click.echo(f"--- attempt {failure['attempt']} failed: {failure['cause']}\n{failure['trace'] or ''}")
@@ -132,12 +148,12 @@ def logs(run: str, trial: int, results: str) -> None:
 @_RESULTS
 def stop(run: str, results: str) -> None:
     """Ask RUN to stop, as Ctrl-C would: steps in progress are finished and saved."""
-    paths = _paths(run, results)
-    row = Store(Path(results)).find_run(paths.run_id)
+    store = Store(results)
+    row = store.find_run(run)
     if row["state"] != "running":
-        raise UnknownRun(f"it is not running, but {row['state']}", where=paths.run_id, remedy="hpo runs shows what is")
-    paths.stop_request.touch()
-    click.echo(f"asked {paths.run_id} to stop")
+        raise UnknownRun(f"it is not running, but {row['state']}", where=row["run_id"], remedy="hpo runs shows what is")
+    store.ask_to_stop(row["run_id"])
+    click.echo(f"asked {row['run_id']} to stop")
 
 
 @main.command()
@@ -146,7 +162,7 @@ def stop(run: str, results: str) -> None:
 @_RESULTS
 def tensorboard(run: str, port: int, results: str) -> None:
     """Start TensorBoard on the curves of RUN."""
-    folder = _paths(run, results).tensorboard
+    folder = Store(results).curves(run)
     words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
     sys.exit(subprocess.call(words))
 
@@ -164,11 +180,6 @@ def _for_people(trials: pa.Table, run: dict[str, Any]) -> pa.Table:
         if name.startswith("hp_") and (len(set(trials[name].to_pylist())) > 1 or trials.num_rows == 1):
             columns[name.removeprefix("hp_")] = trials[name]
     return pa.table(columns)
-
-
-def _paths(run: str, results: str) -> RunPaths:
-    row = Store(Path(results)).find_run(run)
-    return RunPaths(Path(results), row["experiment"], row["run_id"])
 
 
 def show(table: pa.Table, style: str) -> None:

@@ -69,5 +69,9 @@ class CheckpointError(HpoError):
     """A checkpoint cannot be read, or does not belong to what it is loaded into."""
 
 
+class WorkerLost(HpoError):  # noqa: N818
+    """Another of the processes that train a trial together ended, or did not answer in time."""
+
+
 class ReplayError(HpoError):
     """The journal of a run cannot be replayed by this version of the code."""

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from hpo.declared import Declared, described
 from hpo.errors import ExperimentError
 from hpo.goal import Goal
 from hpo.per_trial import PerTrial
-from hpo.protocols import Declared, Policy, Search, Task, described
+from hpo.protocols import Policy, Search, Task
 from hpo.space import Domain, Space, is_value
 from hpo.trial import Config
 
@@ -93,6 +94,11 @@ class Experiment:
             return size if size is not None else len(self.domains.cells(self.fixed))
         return self.trials if size is None else min(self.trials, size)
 
+    def trained(self, config: Config) -> Config:
+        """The part of a configuration that is the task's; the rest is the policies'."""
+        taken = {name for policy in self.policies for name in policy.takes}
+        return {name: value for name, value in config.items() if name not in taken}
+
     # --- checks ---
 
     def check(self) -> None:
@@ -102,17 +108,20 @@ class Experiment:
         """
         _check_numbers(self)
         check_concurrent(self.concurrent, per_trial=self.per_trial)
+        _check_workers(self)
         _check_goal_and_end(self)
         _check_fixed(self)
         self.domains.check_conditions(self.fixed)
         _check_parts(self)
         for config, name in self._example_configs():
             try:
-                self.task.check_config(config)
+                for policy in self.policies:
+                    policy.check_config(config)
+                trained = self.trained(config)
+                self.task.check_config(trained)
+                self.task.check_workers(trained, workers=self.per_trial.workers)
             except ExperimentError as error:
-                raise (
-                    error.inside(self._where(error.where or name)) if not error.where else _placed(self, error)
-                ) from None
+                raise (_placed(self, error) if error.where else error.inside(self._where(name))) from None
 
     def _where(self, name: str) -> str:
         return f"space.{name}" if name in self.space else f"fixed.{name}" if name in self.fixed else name
@@ -178,7 +187,7 @@ class Experiment:
     def _check_known(self, name: str, value: Any) -> None:
         base = self.domains.draw(self.fixed, seed=self.seed, trial=0)
         try:
-            self.task.check_config({**base, name: value})
+            self.task.check_config(self.trained({**base, name: value}))
         except ExperimentError as error:
             if error.where != name:
                 return  # something else is wrong, and is said by check()
@@ -302,6 +311,16 @@ def _check_numbers(experiment: Experiment) -> None:
             )
 
 
+def _check_workers(experiment: Experiment) -> None:
+    num, task = experiment.per_trial.workers, experiment.task
+    if num > 1 and not task.several_workers:
+        raise ExperimentError(
+            f"{num} processes cannot train a trial of {type(task).__name__} together",
+            where="per_trial.workers",
+            remedy="leave it out, or have the task say `several_workers = True`, and heed `Setting.group`",
+        )
+
+
 def check_concurrent(value: object, *, per_trial: PerTrial) -> None:
     """Raise ExperimentError for what cannot be a number of trials at a time."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
@@ -311,6 +330,12 @@ def check_concurrent(value: object, *, per_trial: PerTrial) -> None:
             f'{value!r} is neither an integer of at least 1 nor "auto"',
             where="concurrent",
             remedy='e.g. concurrent=4, concurrent="auto", or leave it out for as many trials as fit',
+        )
+    if per_trial.workers > 1:
+        raise ExperimentError(
+            f'"auto" finds how many trials share a GPU, but per_trial.workers={per_trial.workers} has one use several',
+            where="concurrent",
+            remedy="train each trial in one process, or leave concurrent out",
         )
     if per_trial.gpus > 1:
         raise ExperimentError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import json
 import sys
 import traceback
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from hpo.experiment import Experiment, digest_of
 
 _PACKAGE = Path(__file__).resolve().parent
 _PREFIX = "hpo_experiment_"  # so that `random.py` or `test.py` shadows no module of that name
+
+
+SMOKE = {"trials": 2, "epochs": 2, "train_samples": 256, "val_samples": 128}
+"""What `--smoke` changes, as far as an experiment takes it: enough to see whether it runs at all."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,10 @@ class ExperimentFile:
         return digest_of(self.description)
 
 
-def load(path: str | Path, *, quick: bool = False, overrides: dict[str, Any] | None = None) -> ExperimentFile:
-    """The checked experiment of a file, `quick` and then `overrides` applied.
+def load(
+    path: str | Path, *, quick: bool = False, smoke: bool = False, overrides: dict[str, Any] | None = None
+) -> ExperimentFile:
+    """The checked experiment of a file, `quick`, then what `smoke` makes tiny, and then `overrides` applied.
 
     Raises:
         ExperimentError: The file is missing, cannot be imported, or declares something that cannot be; `where`
@@ -72,13 +79,51 @@ def load(path: str | Path, *, quick: bool = False, overrides: dict[str, Any] | N
         # A wrong quick is an error of the file, whether it is asked for or not.
         quicker = experiment.with_overrides(experiment.quick, source="quick")
         quicker.check()
-        experiment = quicker if quick else experiment
+        experiment = quicker if quick or smoke else experiment
+        if smoke:
+            experiment = _tiny(experiment)
         if overrides:
             experiment = experiment.with_overrides(overrides, source="--set")
             experiment.check()
     except ExperimentError as error:
         raise error.inside(shown) from None
-    return ExperimentFile(path=file, shown=shown, experiment=experiment, quick=quick)
+    return ExperimentFile(path=file, shown=shown, experiment=experiment, quick=quick or smoke)
+
+
+def _tiny(experiment: Experiment) -> Experiment:
+    """The experiment with as little of `SMOKE` as it takes."""
+    for name, value in SMOKE.items():
+        try:
+            smaller = experiment.with_overrides({name: value}, source="--smoke")
+            smaller.check()
+        except ExperimentError:
+            continue  # its task knows no such name
+        experiment = smaller
+    return experiment
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """The values of `--set NAME=VALUE`: JSON or a Python literal where it is one, else text.
+
+    Raises:
+        ExperimentError: One has no `=` or no name.
+    """
+    parsed = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.strip():
+            raise ExperimentError(f"{setting!r} is not NAME=VALUE", where="--set", remedy="e.g. --set batch_size=64")
+        parsed[name.strip()] = _literal(value.strip())
+    return parsed
+
+
+def _literal(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 def import_experiment(file: Path, *, shown: str = "") -> Experiment:

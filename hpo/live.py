@@ -98,7 +98,7 @@ class Watching:
         """Without a GPU, say how long the whole study will take as soon as the first epochs have been timed."""
         assert self._opened is not None  # noqa: S101 - begins() came first
         file = self._opened.file
-        at_a_time = max(desk.study.num_leased, 1)
+        at_a_time = max(len(desk.training), 1)
         if self._warned or desk.num_steps < 2 * at_a_time:
             return
         self._warned = True

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hpo.declared import Declared, positive_int
 from hpo.errors import ExperimentError
-from hpo.protocols import Declared
 
+STRATEGIES = ("pack", "spread")
 UNITS = 10_000
 """Shares of a device are counted in ten-thousandths, by Ray as well."""
 
@@ -19,8 +20,12 @@ class PerTrial(Declared):
     Args:
         gpus: GPUs of each worker: a whole number, or a share below 1 where several trials share one. Where there
             is no GPU at all, a trial gets `cpus` alone.
-        workers: Processes that train one trial together.
+        workers: Processes that train one trial together (`DistributedDataParallel`), on one node or several. The
+            hyper-parameter `batch_size` is what all of them together train on in one step.
         cpus: CPU cores of each worker; it trains with as many threads, with at least one.
+        strategy: "pack": workers are placed on as few nodes as possible; "spread": on as many.
+        hang_s: A worker that keeps the others waiting for so many seconds has hung: the attempt is ended, and the
+            trial goes on from its last checkpoint.
         data_memory_fraction: Share of a GPU's memory, or of the trial's share of one, that its data may take, in
             (0, 1]; what does not fit is streamed.
     """
@@ -28,6 +33,8 @@ class PerTrial(Declared):
     gpus: float = 1
     workers: int = 1
     cpus: float = 1
+    strategy: str = "pack"
+    hang_s: float = 300.0
     data_memory_fraction: float = 0.25
 
     def check(self) -> None:
@@ -52,12 +59,16 @@ class PerTrial(Declared):
             raise ExperimentError(
                 "0 leaves the trial no CPU core", where="cpus", remedy="give at least a share, e.g. 0.5"
             )
-        if self.workers != 1 or isinstance(self.workers, bool):
+        positive_int(vars(self), "workers")
+        if self.strategy not in STRATEGIES:
             raise ExperimentError(
-                f"{self.workers!r} is not 1, the number of processes that a trial trains in",
-                where="workers",
-                remedy="leave it out; run more trials side by side to use more devices",
+                f"{self.strategy!r} is not one of {', '.join(STRATEGIES)}",
+                where="strategy",
+                remedy='"pack" keeps a trial\'s workers together, "spread" puts them on different nodes',
             )
+        patience = self.hang_s
+        if isinstance(patience, bool) or not isinstance(patience, (int, float)) or not 1 <= patience < math.inf:
+            raise ExperimentError(f"{patience!r} is not a number of at least 1", where="hang_s", remedy="e.g. 300")
         share = self.data_memory_fraction
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise ExperimentError(

@@ -12,48 +12,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from hpo.errors import ExperimentError
+from hpo.declared import Declared
+from hpo.errors import CheckpointError, ExperimentError
 from hpo.space import Space
 from hpo.trial import Config, Decision, Ended, Report
-
-
-class Declared(ABC):  # noqa: B024 - it declares; what to begin is said by its three kinds
-    """Something that an experiment file names, with its settings as dataclass fields."""
-
-    def check(self) -> None:
-        """Raise ExperimentError where a setting breaks a rule; `where` is the setting's name."""
-        return
-
-    def describe(self) -> dict[str, Any]:
-        """JSON of the class and all of its settings: equal descriptions mean equal behaviour."""
-        return {"class": type(self).__name__.lower(), **_settings(self)}
-
-
-def described(value: object) -> Any:
-    """JSON of a setting: declarations describe themselves, classes and functions are named in full."""
-    if isinstance(value, Declared):
-        return value.describe()
-    if isinstance(value, Mapping):
-        return {str(key): described(part) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [described(part) for part in value]
-    if settings := _settings(value):
-        return {"class": type(value).__name__.lower(), **settings}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    owner = value if hasattr(value, "__qualname__") else type(value)
-    return str(value) if isinstance(value, Path) else f"{owner.__module__}.{owner.__qualname__}"
-
-
-def _settings(value: Any) -> dict[str, Any]:
-    if not is_dataclass(value) or isinstance(value, type):
-        return {}
-    return {f.name: described(getattr(value, f.name)) for f in fields(value)}
-
 
 # --- Task ------------------------------------------------------------------------------------------------------
 
@@ -76,6 +42,27 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Group:
+    """The processes that train one trial together, and the place of this one ("rank") among them.
+
+    Attributes:
+        rank: From 0; the first one's snapshots are the trial's.
+        size: Processes, at least 2.
+        address: "host:port", as the first one's `Task.host` gave it.
+        hang_s: Seconds that an exchange waits for the others before it is given up.
+        interface_of: Address of this node, whose network they talk through; empty: whichever.
+        shares_gpu: Whether several of them may be on one GPU.
+    """
+
+    rank: int
+    size: int
+    address: str
+    hang_s: float = 300.0
+    interface_of: str = ""
+    shares_gpu: bool = False
+
+
+@dataclass(frozen=True)
 class Setting:
     """Where a trainer lives.
 
@@ -86,10 +73,12 @@ class Setting:
         cache_dir: Folder of this node for decoded data.
         metric: Name of the goal metric.
         sign: 1 where larger metric values are better, -1 where smaller ones are.
-        gpus: GPUs of the trial: a share below 1 where several trials share one, 0 on a CPU.
+        gpus: GPUs of the process: a share below 1 where several share one, 0 on a CPU.
         data_memory_fraction: Share of the GPU's memory, or of the trial's share of it, that data may take, in (0, 1].
         planned_epochs: Epochs that each process is likely to train until the study ends, of all its trials together;
             None where nobody knows.
+        group: The processes that train each trial together; None: this one alone.
+        max_steps: Steps after which each trial has surely ended, where that is known.
     """
 
     device: str
@@ -101,6 +90,8 @@ class Setting:
     gpus: float = 0
     data_memory_fraction: float = 0.25
     planned_epochs: float | None = None
+    group: Group | None = None
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,11 +101,11 @@ class Step:
     Attributes:
         metrics: Finite or not, by name; holds at least the goal metric.
         epoch: Passes over the training data so far, from 1.
-        num_samples: Samples trained on in this step.
+        num_samples: Samples trained on in this step, by all processes of the trial.
         lr: Learning rate at the end of the step, where there is one.
         chunk: Piece of growing data, where there is one.
         finished: The trial has had all the steps that its own configuration gives it.
-        device_memory_mb: Peak memory of the trial on its device in MiB, where it is known.
+        device_memory_mb: Peak memory of the process on its device in MiB, where it is known.
         device_memory_total_mb: Memory of the whole device in MiB, where it is known.
         notes: How the trial trains, by name, where that was a choice; each told once, and again when it changes.
     """
@@ -151,7 +142,10 @@ class Trainer(ABC):
       * after `begin(config, seed=s)` it behaves like one in a new process, bit for bit on a CPU;
       * n steps give what k steps, `save`, `load` in a new process, and n - k steps give, bit for bit on a CPU;
       * a snapshot that is written after further steps, or after another `begin`, gives the file that it would have
-        given at once.
+        given at once;
+      * where several processes train a trial, each has a trainer, and all of them get the same calls, but for
+        `snapshot`, which the first one alone gets; all report the same metrics. A snapshot may be loaded by another
+        number of processes.
     """
 
     @abstractmethod
@@ -181,6 +175,34 @@ class Trainer(ABC):
             CheckpointError: It is missing, cut off, damaged, or of another configuration.
         """
 
+    def take_over(self, path: Path) -> None:
+        """Continue from the snapshot of a trial that another configuration began with, after `begin` with one's own.
+
+        Weights, the optimizer's state, the random generators and the place in the data are the other's; numbers that
+        a configuration sets are one's own.
+
+        Raises:
+            CheckpointError: It is missing, cut off, damaged, or of another architecture.
+        """
+        raise CheckpointError(
+            f"{type(self).__name__} cannot continue another trial", where=str(path), remedy="give it a `take_over`"
+        )
+
+    def start_from(self, weights: Path | str) -> str:
+        """Digest of the weights that the trial now begins with, after `begin` and before its first step.
+
+        Args:
+            weights: A file; or the value of the hyper-parameter `start_from`, where the task knows itself what that is.
+
+        Raises:
+            HpoError: They are missing, damaged, or do not fit the model.
+        """
+        raise ExperimentError(
+            f"{type(self).__name__} cannot begin with weights that are there",
+            where="start_from",
+            remedy="give it a `start_from`",
+        )
+
     @abstractmethod
     def test(self, path: Path) -> Mapping[str, float]:
         """Metrics of the best weights in a checkpoint on the test part of the data."""
@@ -188,6 +210,11 @@ class Trainer(ABC):
 
 class Task(Declared):
     """What a trial trains: model, data, loss and metrics."""
+
+    several_workers: ClassVar[bool] = False
+    """Whether several processes can train one trial together: `host` is there, and trainers heed `Setting.group`."""
+    can_start_from: ClassVar[bool] = False
+    """Whether the hyper-parameter `start_from` says which weights a trial begins with: `hpo.start_from`."""
 
     @property
     @abstractmethod
@@ -201,6 +228,10 @@ class Task(Declared):
         `where` of the error is the name of the hyper-parameter.
         """
 
+    def check_workers(self, config: Config, *, workers: int) -> None:
+        """Raise ExperimentError where so many processes cannot train this configuration together."""
+        return
+
     @abstractmethod
     def locate(self, data_dir: Path | None) -> Dataset:
         """Find the data without reading it all.
@@ -212,6 +243,26 @@ class Task(Declared):
     @abstractmethod
     def begin(self, setting: Setting) -> Trainer:
         """A trainer with the data at hand, to be given trials."""
+
+    def host(self, at: str) -> str:
+        """The address where the processes of a group meet, from now on kept by this one, the first of them.
+
+        Args:
+            at: Name or address of this node, as the others reach it.
+        """
+        raise NotImplementedError
+
+    def learning_rates(self, config: Config, dataset: Dataset, *, max_steps: int | None) -> list[list[float]]:
+        """The learning rate at each time that it is set, epoch by epoch; nothing where the task has none to tell.
+
+        What depends on how the training goes is left out: a rate that falls on a plateau is told as if there were none.
+
+        Args:
+            config: Of the trial.
+            dataset: What `locate` found.
+            max_steps: Steps after which the trial has surely ended, where that is known.
+        """
+        return []
 
     @abstractmethod
     def checkpoint_mb(self, config: Config, dataset: Dataset) -> float:
@@ -229,6 +280,10 @@ class Judge(ABC):
       * restored from its own `state()`, which is JSON, it decides exactly as the original would;
       * a trial that it stopped is never heard of again: reports of it are an error of the caller.
     """
+
+    def on_begin(self, trial: int, config: Config) -> None:
+        """Learn of a trial, before any report of it; called again where it goes on with another configuration."""
+        return
 
     @abstractmethod
     def on_report(self, report: Report) -> Decision:
@@ -258,9 +313,15 @@ class Policy(Declared):
     """Declares when a trial ends before it has had all the training that it could get."""
 
     may_pause = False
-    """Whether its judge pauses and promotes trials; at most one policy of an experiment may."""
+    """Whether its judge pauses and promotes trials, or has them exploit others; at most one of an experiment may."""
     keeps_best = False
     """Whether the checkpoint of a trial that it stops is to hold the trial's best weights."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Hyper-parameters that are its own: the task never sees them."""
+
+    def check_config(self, config: Config) -> None:
+        """Raise ExperimentError where the configuration gives a hyper-parameter of its own a value that cannot be."""
+        return
 
     @property
     @abstractmethod
@@ -310,13 +371,3 @@ class Search(Declared):
     @abstractmethod
     def begin(self, space: Space, *, fixed: Config, seed: int) -> Proposer:
         """A proposer that has seen nothing."""
-
-
-def positive_int(owner: Mapping[str, Any], *names: str) -> None:
-    """Raise ExperimentError for the first of the named values that is not an integer of at least 1."""
-    for name in names:
-        value = owner[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ExperimentError(
-                f"{value!r} is not an integer of at least 1", where=name, remedy="give a whole number, e.g. 9"
-            )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import logging
-import os
 import shlex
 import sys
 import time
@@ -19,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hpo.errors import ExperimentError, HpoError
-from hpo.experiment_file import ExperimentFile, load
+from hpo.errors import HpoError
+from hpo.experiment_file import ExperimentFile, load, parse_settings
+from hpo.storage import cache_folder, is_url
 
 INTERRUPTED = 130
 """Exit code of a run that was asked to stop, as shells use it for Ctrl-C."""
@@ -38,7 +36,7 @@ def _number_or_auto(ctx: click.Context, param: click.Parameter, value: str | Non
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Fix a hyper-parameter, or change a field."
 )
-@click.option("--results", default="results", show_default=True, metavar="DIR", help="Where the store is.")
+@click.option("--results", default="results", show_default=True, metavar="PLACE", help="Folder or URL of the store.")
 @click.option(
     "--address", help="Ray cluster to run on (`auto`: this machine's); --results has to be on storage its nodes share."
 )
@@ -54,7 +52,9 @@ def _number_or_auto(ctx: click.Context, param: click.Parameter, value: str | Non
 @click.option("--data-dir", metavar="DIR", help="Where to look for data sets first.")
 @click.option("--fresh", is_flag=True, help="Begin a new run, whatever there is.")
 @click.option("--quick", is_flag=True, help="Ask the same question small: the experiment's quick settings.")
+@click.option("--smoke", is_flag=True, help="See in seconds whether it runs at all: two trials of two epochs.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+@click.option("--dashboard", is_flag=True, help="Have Ray's dashboard on this machine, and say where.")
 @click.option("--test", "with_test", is_flag=True, help="At the end, score the best trial on the test data, once.")
 def command(
     file: str,
@@ -63,6 +63,7 @@ def command(
     settings: tuple[str, ...],
     seed: int | None,
     quick: bool,
+    smoke: bool,
     dry_run: bool,
     **how: Any,
 ) -> None:
@@ -70,7 +71,7 @@ def command(
     console = Console()
     try:
         overrides = {**parse_settings(settings), **_given(trials=trials, seed=seed)}
-        experiment = load(file, quick=quick, overrides=overrides)
+        experiment = load(file, quick=quick, smoke=smoke, overrides=overrides)
         code = _dry_run(console, experiment, how) if dry_run else _run(console, experiment, how)
     except HpoError as error:
         Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
@@ -79,30 +80,6 @@ def command(
         Console(stderr=True).print(Text(f"stopped at once; go on with: {_again()}"), soft_wrap=True)
         code = INTERRUPTED
     sys.exit(code)
-
-
-def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """The values of `--set NAME=VALUE`: JSON or a Python literal where it is one, else text.
-
-    Raises:
-        ExperimentError: One has no `=` or no name.
-    """
-    parsed = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name.strip():
-            raise ExperimentError(f"{setting!r} is not NAME=VALUE", where="--set", remedy="e.g. --set batch_size=64")
-        parsed[name.strip()] = _value(value.strip())
-    return parsed
-
-
-def _value(text: str) -> Any:
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
-    return text
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -120,11 +97,10 @@ def _options(how: Mapping[str, Any]) -> Any:
     from hpo.engine.driver import Options
 
     data_dir = Path(how["data_dir"]).expanduser() if how["data_dir"] else None
-    names = ("address", "cpus", "gpus", "concurrent", "fresh")
-    cache = os.environ.get("HPO_CACHE") or "~/.cache/hpo"
+    names = ("address", "cpus", "gpus", "concurrent", "fresh", "dashboard")
     return Options(
-        results=Path(how["results"]),
-        cache_dir=Path(cache).expanduser(),
+        results=how["results"] if is_url(how["results"]) else Path(how["results"]).expanduser(),
+        cache_dir=cache_folder(),
         data_dir=data_dir,
         **{name: how[name] for name in names},
     )
@@ -208,12 +184,13 @@ def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None
     console.print(f"{counted} of {total} trials{why}; {epochs} epochs; {seconds(took_s)}", highlight=False)
     for name, value in opened.tested.items():
         console.print(f"{name} of the best trial: {number(value)}", highlight=False)
-    console.print(f"store: {options.results}/  run: {opened.paths.run_id}", highlight=False, soft_wrap=True)
+    end = "" if is_url(options.results) else "/"
+    console.print(f"store: {options.results}{end}  run: {opened.paths.run_id}", highlight=False, soft_wrap=True)
     if not study.finished:
         console.print(Text(f"interrupted; go on with: {_again()}"), soft_wrap=True)
     elif opened.nothing_to_do:
         console.print("all of its trials had ended before: raise --trials for more, or begin anew with --fresh")
-    where = "" if str(options.results) == "results" else f" --results {options.results}"
+    where = "" if str(options.results) == "results" else f" --results {shlex.quote(str(options.results))}"
     console.print(
         f"next: hpo best {opened.file.name}{where}   hpo tensorboard {opened.file.name}{where}",
         highlight=False,

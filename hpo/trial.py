@@ -83,7 +83,27 @@ class Pause:
     policy: str = ""
 
 
-Decision = GoOn | Stop | Pause
+@dataclass(frozen=True, slots=True)
+class Exploit:
+    """The trial takes over the state that another one was last saved in, and goes on from there (as PBT has it).
+
+    It keeps its own number, its reports and its count of steps. Where the other one has never been saved, it goes on
+    as it is.
+
+    Attributes:
+        source: Number of the other trial.
+        config: What it goes on with: its own architecture must be that of `source`.
+        reason: For people, with the numbers behind it.
+        policy: Class name of the policy that said so, in lower case.
+    """
+
+    source: int
+    config: Config
+    reason: str
+    policy: str = ""
+
+
+Decision = GoOn | Stop | Pause | Exploit
 GO_ON = GoOn()
 
 

@@ -67,7 +67,17 @@ class TestRefused:
             ({"space": {"x": uniform(0, 1e7)}}, r"space\.x: 10000000\.0 is too large"),
             ({"per_trial": PerTrial(gpus=1.5)}, r"per_trial\.gpus: 1\.5 is neither whole nor below 1"),
             ({"per_trial": PerTrial(cpus=0)}, r"per_trial\.cpus: 0 leaves the trial no CPU core"),
-            ({"per_trial": PerTrial(workers=2)}, r"per_trial\.workers: 2 is not 1"),
+            ({"per_trial": PerTrial(workers=0)}, r"per_trial\.workers: 0 is not an integer of at least 1"),
+            (
+                {"per_trial": PerTrial(workers=2)},
+                r"per_trial\.workers: 2 processes cannot train a trial of Toy together",
+            ),
+            ({"per_trial": PerTrial(strategy="far")}, r"per_trial\.strategy: 'far' is not one of pack, spread"),
+            ({"per_trial": PerTrial(hang_s=0)}, r"per_trial\.hang_s: 0 is not a number of at least 1"),
+            (
+                {"per_trial": PerTrial(workers=2), "concurrent": "auto"},
+                r'concurrent: "auto" finds .* has one use several',
+            ),
             ({"per_trial": PerTrial(gpus=1e-5)}, r"per_trial\.gpus: 1e-05 is a share below 0\.0001"),
             ({"per_trial": PerTrial(cpus=1e-5)}, r"per_trial\.cpus: 1e-05 is a share below 0\.0001"),
             *(

@@ -63,6 +63,16 @@ class TestLoading:
         with pytest.raises(ExperimentError, match=r"quick: it has no quick settings"):
             load(write(tmp_path, text), quick=True)
 
+    def test_smoke_is_tiny_as_far_as_the_experiment_takes_it(self, tmp_path: Path) -> None:
+        experiment = load(write(tmp_path, BODY), smoke=True, overrides={"seed": 3}).experiment
+        assert (experiment.num_trials, experiment.seed) == (2, 3)
+        assert "train_samples" not in experiment.fixed  # which the toy does not know
+        shipped = load(Path(__file__).parent.parent / "experiments" / "cifar_lr_dropout.py", smoke=True).experiment
+        assert shipped.num_trials == 2
+        assert shipped.fixed["epochs"] == 2
+        assert shipped.fixed["train_samples"] == 256
+        assert shipped.fixed["filters"] == (32, 32, 64, 64, 128)  # as --quick has it
+
     def test_a_file_may_bear_the_name_of_a_module(self, tmp_path: Path) -> None:
         assert load(write(tmp_path, BODY, "random.py")).name == "random"
         import random

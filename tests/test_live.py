@@ -16,10 +16,11 @@ from hpo.engine.checkpoints import CheckpointKeeper
 from hpo.engine.desk import ATTEMPTS_IN_VAIN, Desk
 from hpo.engine.progress import progress_of
 from hpo.engine.study import Study
-from hpo.engine.trial_actor import Trained
+from hpo.engine.worker import Trained
 from hpo.experiment_file import ExperimentFile
 from hpo.live import LiveView, PlainView, seconds, view
 from hpo.protocols import Dataset
+from tests.engine.loose import LOOSE_FILES
 from tests.engine.test_study import Notes, experiment, step
 
 
@@ -42,7 +43,7 @@ def begun(*, plain: bool, quick: bool = False) -> tuple[Any, Desk, io.StringIO]:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=not plain)
     seen = PlainView(console, every_s=0) if plain else LiveView(console, every_s=0)
-    keeper = CheckpointKeeper(study, appended=lambda: 0, synced=lambda: 0)
+    keeper = CheckpointKeeper(study, LOOSE_FILES, appended=lambda: 0, kept=lambda: 0)
     desk = Desk(study, keeper, seen, num_gpus=0, stop_request=Path("/nowhere"))
     seen.begins(Opened(ExperimentFile(Path("x.py"), "x.py", made, quick), study))
     return seen, desk, out
@@ -51,8 +52,10 @@ def begun(*, plain: bool, quick: bool = False) -> tuple[Any, Desk, io.StringIO]:
 def train(desk: Desk, score: float, *, epochs: int = 4) -> None:
     lease = desk.lease()
     assert lease is not None
+    desk.training.add((lease.trial, lease.attempt))
     for epoch in range(1, epochs + 1):
-        desk.report(lease, Trained(epoch, step(score, epoch), 60.0, "node", 1))
+        if not desk.report(lease, Trained(epoch, step(score, epoch), 60.0, "node", 1)):
+            desk.training.discard((lease.trial, lease.attempt))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,13 @@ def test_the_table_of_a_terminal() -> None:
     assert "0.7 (trial 1, epoch 1)" in text
     assert "50% about 10 s left" in text
     assert "trial 0 completed" in text
+
+
+def test_a_trial_without_a_place_waits() -> None:
+    seen, desk, out = begun(plain=True)
+    desk.lease()
+    seen.round(desk)
+    assert "3 waiting of 3" in out.getvalue()
 
 
 def test_the_view_fits_the_output() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpo.protocols import Declared, described
+from hpo.declared import Declared, described
 from hpo.scheduling import Asha
 from hpo.trial import Report, TrialState
 

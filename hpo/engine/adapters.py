@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
 from ray.tune import Callback, PlacementGroupFactory, Stopper
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
-from hpo.engine.checkpoint_writer import Written
-from hpo.engine.cluster import KilledForMemory
+from hpo.engine.dashboard import name_steps, trial_name
 from hpo.engine.desk import Desk
-from hpo.engine.study import LOST_NODE, Lease
-from hpo.engine.trial_actor import MEASURED, AttemptFailed, Saved, Trained
+from hpo.engine.failures import explain, written_before
+from hpo.engine.trial_actor import MEASURED
+from hpo.engine.trials import Lease
+from hpo.engine.worker import Saved, Trained
 
 
 class LeaseTrial(RayTrial):  # type: ignore[misc]
@@ -69,11 +69,11 @@ class StudySearch(_Unpickled, SearchAlgorithm):  # type: ignore[misc]
         *,
         trainable: str,
         assignment: Callable[[Lease], Mapping[str, Any]],
-        resources: Mapping[str, float],
+        places: PlacementGroupFactory,
         slots: Callable[[], int],
     ) -> None:
         self._desk, self._trainable, self._assignment, self._slots = desk, trainable, assignment, slots
-        self._places = PlacementGroupFactory([dict(resources)])
+        self._places = places
         self._storage: Any = None
 
     def add_configurations(self, experiments: Any) -> None:
@@ -151,8 +151,8 @@ class StudyScheduler(_Unpickled, TrialScheduler):  # type: ignore[misc]
 class StudyCallback(_Unpickled, Callback):  # type: ignore[misc]
     """Asks for checkpoints, takes note of them, and lets the desk do its rounds."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, *, experiment: str) -> None:
+        self._desk, self._experiment = desk, experiment
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, result: dict[str, Any], **info: Any
@@ -163,7 +163,9 @@ class StudyCallback(_Unpickled, Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
         """A lease got its place."""
-        trial.process = trial.temporary_state.ray_actor._actor_id.hex()
+        actor = trial.temporary_state.ray_actor
+        trial.process = actor._actor_id.hex()
+        name_steps(actor, trial_name(self._experiment, trial.lease.trial))
         self._desk.training.add((trial.lease.trial, trial.lease.attempt))
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: LeaseTrial, **info: Any) -> None:
@@ -198,27 +200,3 @@ class DeskStopper(_Unpickled, Stopper):  # type: ignore[misc]
         """Whether nothing is left to wait for."""
         self._desk.await_files()
         return self._desk.emptying and not self._desk.training
-
-
-def written_before(error: BaseException | None) -> tuple[Written, ...]:
-    """The checkpoints that a process wrote before its step raised this."""
-    original = error.cause if isinstance(error, RayTaskError) else error
-    return original.written if isinstance(original, AttemptFailed) else ()
-
-
-_SIGNS_OF_A_LOST_NODE = ("node has died", "node was terminated", "NodeDiedError", "ObjectLostError")
-
-
-def explain(error: BaseException | None) -> tuple[str, str, str]:
-    """Cause in one word, message and traceback of an attempt's error as Ray gives it."""
-    original = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(original, AttemptFailed):
-        return original.cause, original.message, original.trace
-    if isinstance(error, KilledForMemory) or "running low on memory" in str(error):
-        message = "Ray ended the trial's process because the node ran low on memory"
-        return "out_of_memory", message, str(error)
-    if isinstance(error, RayActorError):
-        lost = error.preempted or any(sign in str(error) for sign in _SIGNS_OF_A_LOST_NODE)
-        message = "the node of the trial was lost" if lost else "the trial's process died"
-        return LOST_NODE if lost else "killed", message, str(error)
-    return "error", f"{type(error).__name__}: {error}", str(error)

@@ -8,28 +8,33 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
-from ray._private.utils import get_num_cpus
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.job_config import JobConfig
 
+from hpo.engine.failures import KilledForMemory
+from hpo.engine.tokens import check_admission
 from hpo.errors import ExperimentError, HpoError
 from hpo.per_trial import UNITS, PerTrial
 
 _log = logging.getLogger(__name__)
+_DEATH_INFO_MS = "RAY_timeout_ms_task_wait_for_death_info"
+"""How long Ray asks why it lost touch with a process: 1 s by itself, too short to learn that the node is gone."""
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # a local cluster on loopback; else a token is left in the user's home
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    _DEATH_INFO_MS: "30000",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -42,12 +47,13 @@ _NO_CODE = ("__pycache__", "node_modules", "site-packages")
 MOST_FILES = 2000
 
 
-class KilledForMemory(RayActorError):  # type: ignore[misc]  # noqa: N818
-    """Ray's memory monitor killed the trial's process."""
+def tell_ray(*, slots: int | None = None, address: str | None = None) -> None:
+    """Set the environment that Ray reads; what a user has set stays.
 
-
-def tell_ray(*, slots: int | None = None) -> None:
-    """Set the environment that Ray reads; what a user has set stays."""
+    A Ray of the run's own needs no token: it listens on loopback, and would leave one in the user's home. A cluster,
+    at `address`, is used with its token.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address is None else "token")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # Tune's last words are of files that nothing here writes, and of trials whose failures the study knows.
@@ -78,16 +84,28 @@ def guard_against_memory_monitor() -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one trial gets on this cluster."""
+    """What one trial gets on this cluster: so much for each of its workers."""
 
     cpus: float
     gpus: float
+    workers: int = 1
+    strategy: str = "pack"
 
     def __str__(self) -> str:
-        cores = f"{self.cpus:g} CPU core{'s' if self.cpus > 1 else ''}"
-        if not self.gpus:
-            return cores
-        return f"{cores} and {self.gpus:g} {'of a GPU' if self.gpus < 1 else 'GPU' if self.gpus == 1 else 'GPUs'}"
+        each = f"{self.cpus:g} CPU core{'s' if self.cpus > 1 else ''}"
+        if self.gpus:
+            each += f" and {self.gpus:g} {'of a GPU' if self.gpus < 1 else 'GPU' if self.gpus == 1 else 'GPUs'}"
+        return each if self.workers == 1 else f"{self.workers} workers with {each} each"
+
+    @property
+    def gpus_in_all(self) -> float:
+        """GPUs of all workers."""
+        return self.gpus * self.workers
+
+    def bundles(self) -> list[dict[str, float]]:
+        """What Ray reserves: for several workers a bundle each, and none for the actor that starts them."""
+        each = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        return [each] if self.workers == 1 else [{}, *(dict(each) for _ in range(self.workers))]
 
     @property
     def device(self) -> str:
@@ -109,8 +127,8 @@ class Resources:
         return replace(self, gpus=_counted(1 / trials_per_gpu))
 
     def slots(self, nodes: Iterable[Mapping[str, float]]) -> int:
-        """Trials that fit at once on nodes with these resources; a trial is never spread over several."""
-        return sum(self._on_node(node) for node in nodes)
+        """Trials that fit at once on nodes with these resources; a worker is never spread over several."""
+        return sum(self._on_node(node) for node in nodes) // self.workers
 
     def _on_node(self, node: Mapping[str, float]) -> int:
         fits = [node.get("CPU", 0) / self.cpus]
@@ -133,7 +151,7 @@ def nodes_alive() -> list[Mapping[str, float]]:
 
 def local_cpus() -> int:
     """CPU cores that the process may use: in a container fewer than the machine has."""
-    return int(get_num_cpus())
+    return int(ray_utils.get_num_cpus())
 
 
 def local_gpus() -> int:
@@ -143,20 +161,46 @@ def local_gpus() -> int:
     return len(visible) if visible is not None else int(manager.get_current_node_num_accelerators())
 
 
-def resources_on(per_trial: PerTrial, *, cpus: float, gpus: float) -> Resources:
-    """What a trial gets where the largest machine has so much.
+def shortage(wanted: Resources) -> str:
+    """What a trial needs, and what is free of what the cluster has."""
+    have, free = ray.cluster_resources(), ray.available_resources()
+    units = {"CPU": "CPU cores", "GPU": "GPUs"} if wanted.gpus else {"CPU": "CPU cores"}
+    free_of = " and ".join(f"{free.get(name, 0):g} of {have.get(name, 0):g} {unit}" for name, unit in units.items())
+    num_nodes = len(nodes_alive())
+    return f"each needs {wanted}; free are {free_of}, on {num_nodes} node{'s' if num_nodes > 1 else ''}"
+
+
+def resources_on(per_trial: PerTrial, nodes: Sequence[Mapping[str, float]]) -> Resources:
+    """What a trial gets on these nodes, given by their resources.
 
     Raises:
         ExperimentError: Not even one trial fits.
     """
-    wanted = Resources(cpus=_counted(per_trial.cpus), gpus=_counted(per_trial.gpus) if gpus else 0.0)
+    cpus, gpus = (max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU"))
+    wanted = Resources(
+        cpus=_counted(per_trial.cpus),
+        gpus=_counted(per_trial.gpus) if gpus else 0.0,
+        workers=per_trial.workers,
+        strategy=per_trial.strategy,
+    )
     for name, want, have in (("gpus", wanted.gpus, gpus), ("cpus", wanted.cpus, cpus)):
         if want > have:
             raise ExperimentError(
                 f"{want:g} is more than the {have:g} that there are",
                 where=f"per_trial.{name}",
-                remedy=f"lower it with --set per_trial.{name}={max(1, int(have))}, or run on a larger machine",
+                remedy=f"lower it with --set per_trial.{name}={int(have)}, or run on a larger machine"
+                if have >= 1
+                else "no node has any: start some, or say with HPO_MAY_START which may come (docs/clusters.md)",
             )
+    if not wanted.slots(nodes):
+        fit = replace(wanted, workers=1).slots(nodes)
+        raise ExperimentError(
+            f"{wanted.workers} do not fit: there is room for {fit} at once, with {replace(wanted, workers=1)} each",
+            where="per_trial.workers",
+            remedy=f"--set per_trial.workers={fit}, or run on more machines"
+            if fit
+            else "no node has the cores and the GPUs of a worker both: lower per_trial.cpus or per_trial.gpus",
+        )
     return wanted
 
 
@@ -210,18 +254,53 @@ def _quiet_raylet() -> Iterator[None]:
         ray_worker.print_to_stdstream = printing
 
 
+def _runtime_env(working_dir: str) -> dict[str, Any]:
+    """What Ray brings to every node: the code, and our variables, since no node knows the driver's."""
+    # A job's own working folder may lie elsewhere than beside the experiment file: the driver's words go first.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    return {
+        "working_dir": working_dir,
+        "env_vars": {k: v for k, v in os.environ.items() if k.startswith("HPO_") or k == _DEATH_INFO_MS},
+    }
+
+
+@contextlib.contextmanager
+def _lean_agents() -> Iterator[None]:
+    """Have Ray start its agents without what only its dashboard needs, as it does where that is not installed."""
+    asking = ray_utils.get_dashboard_dependency_error
+    ray_utils.get_dashboard_dependency_error = lambda: ImportError("not asked for")
+    try:
+        yield
+    finally:
+        ray_utils.get_dashboard_dependency_error = asking
+
+
 @contextlib.contextmanager
 def connected(
-    *, address: str | None, cpus: int | None, gpus: int | None, working_dir: str, dashboard: bool = False
+    *,
+    address: str | None,
+    cpus: int | None,
+    gpus: int | None,
+    code: str,
+    dashboard: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Ray for the time of a run: a local one that ends with it, or the cluster at `address`.
 
     A Ray that this process is connected to already is used as it is.
 
+    Args:
+        address: Of the cluster; None: a Ray of this process's own.
+        cpus: Of a Ray of its own; all by default.
+        gpus: Of a Ray of its own; all by default.
+        code: Folder that a cluster's nodes get as their working folder; a Ray of its own sees it where it is.
+        dashboard: Have Ray's dashboard.
+        metadata: What it says of the job.
+
     Raises:
-        HpoError: There is no cluster at the address.
+        HpoError: There is no cluster at the address, or it does not let this process in.
     """
-    tell_ray()
+    tell_ray(address=address)
     if ray.is_initialized():
         yield
         return
@@ -232,9 +311,12 @@ def connected(
         options |= {"address": "local", "num_cpus": cpus or local_cpus(), "num_gpus": gpus}
         options |= {"include_dashboard": dashboard, "configure_logging": False}
     else:
-        options |= {"address": address}
+        check_admission(address)
+        options |= {"address": address, "runtime_env": _runtime_env(code)}
     try:
-        ray.init(runtime_env={"working_dir": working_dir}, **options)
+        job = JobConfig(metadata=dict(metadata or {}))
+        with contextlib.nullcontext() if dashboard or address is not None else _lean_agents():
+            ray.init(job_config=job, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise

@@ -10,9 +10,12 @@ from typing import Any, Protocol
 from hpo.engine.calibration import Calibration
 from hpo.engine.checkpoint_writer import Written
 from hpo.engine.checkpoints import PATIENCE_S, CheckpointKeeper
-from hpo.engine.study import CROWDED, NOT_ITS_OWN, Checkpoint, Lease, Study
-from hpo.engine.trial_actor import Saved, Trained
-from hpo.trial import GoOn, Pause, Stop
+from hpo.engine.gauges import Gauges
+from hpo.engine.standstill import Standstill
+from hpo.engine.study import CROWDED, NOT_ITS_OWN, Study
+from hpo.engine.trials import Checkpoint, Lease
+from hpo.engine.worker import Saved, Trained
+from hpo.trial import Exploit, GoOn, Pause, Stop
 
 ATTEMPTS_IN_VAIN = 6
 NEWS_WITHIN_S = 1.0
@@ -48,6 +51,8 @@ class Desk:
         watcher: Told what happens.
         num_gpus: GPUs of each trial, for the reports.
         stop_request: File whose existence asks the run to stop.
+        gauges: What is shown of the run, where Ray has a dashboard.
+        shortage: What a trial needs and what there is, for people.
         clock: Seconds.
     """
 
@@ -59,6 +64,8 @@ class Desk:
         *,
         num_gpus: float,
         stop_request: Path,
+        gauges: Gauges | None = None,
+        shortage: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.study, self.keeper, self.watcher = study, keeper, watcher
@@ -73,7 +80,8 @@ class Desk:
         self.num_gpus = num_gpus
         self.calibration: Calibration | None = None
         self._told_choice = False
-        self._clock, self._stop_request = clock, stop_request
+        self._clock, self._stop_request, self._gauges = clock, stop_request, gauges
+        self._standstill = Standstill(shortage)
         self._wanted: set[tuple[int, int]] = set()
         self._pausing: set[int] = set()
         self._looked = 0.0
@@ -83,6 +91,7 @@ class Desk:
 
     def lease(self) -> Lease | None:
         """The next lease of the study, once the states of paused trials are on disk: any may be promoted."""
+        self._give_up_gone()
         self.keeper.look(paused=True)
         self.await_files(for_paused=True)
         if self._pausing or self.keeper.waits(for_paused=True):
@@ -102,23 +111,44 @@ class Desk:
             return False  # another attempt replaced it
         self.num_steps += 1
         self.busy_s += trained.step_s
-        if trained.step.notes:
-            self.study.record("trains", trial=lease.trial, step=trained.number, detail=dict(trained.step.notes))
+        if self._gauges is not None:
+            self._gauges.reported(lease, trained)
+        self._note_how(lease, trained)
+        named = self.study.trials[lease.trial].course.named
+        num_known = len(named)
         decision = self.study.report(lease.trial, trained.number, trained.step, self._extra(trained))
+        for found in named[num_known:]:
+            self.watcher.happened(found.of(lease.trial))
         if isinstance(decision, Stop):
             self.watcher.happened(f"trial {lease.trial} {self.study.trials[lease.trial].state}: {decision.reason}")
         elif isinstance(decision, Pause):
             self._pausing.add(lease.trial)
             self.watcher.happened(f"trial {lease.trial} paused: {decision.reason}")
+        elif isinstance(decision, Exploit):
+            self.keeper.holds(lease.trial)
+            self.watcher.happened(f"trial {lease.trial} takes over from trial {decision.source}: {decision.reason}")
         self._calibrate(trained)
         put_off = self.emptying and isinstance(decision, GoOn)
         if put_off or self.keeper.due(lease.trial, decision):
-            self._wanted.add((lease.trial, lease.attempt))
+            self._want_checkpoint(lease)
         if isinstance(decision, Stop):
             self.keeper.sweep()
         if put_off:
             self.study.interrupted(lease.trial, reason=self.close_reason or MOVING)
         return isinstance(decision, GoOn) and not put_off
+
+    def _note_how(self, lease: Lease, trained: Trained) -> None:
+        """Record what the trial began with, and how it trains, where the process tells."""
+        if trained.began_with:
+            detail = dict(trained.began_with)
+            self.study.record("started_from", trial=lease.trial, attempt=lease.attempt, detail=detail)
+        if trained.step.notes:
+            self.study.record("trains", trial=lease.trial, step=trained.number, detail=dict(trained.step.notes))
+
+    def _want_checkpoint(self, lease: Lease) -> None:
+        self._wanted.add((lease.trial, lease.attempt))
+        if self.study.trials[lease.trial].state.ended and lease.trial in self.study.parents:
+            self._pausing.add(lease.trial)  # trials wait for its weights
 
     def _extra(self, trained: Trained) -> Mapping[str, Any]:
         step, seconds = trained.step, trained.step_s
@@ -145,7 +175,8 @@ class Desk:
         """The attempt ended in an error, and its process with it; `written` is the last that it told."""
         self._pausing.discard(lease.trial)
         self._told(written)
-        self._leave(process)
+        self.keeper.leave(process)
+        self._give_up_gone()
         trial = self.study.trials[lease.trial]
         if lease.attempt != trial.attempt or not self.study.is_leased(lease.trial):
             return  # it ended before: what breaks after the last report of a lease changes nothing
@@ -239,16 +270,18 @@ class Desk:
             time.sleep(LOOK_EVERY_S)
 
     def _look_for_files(self, *, after_s: float = 0.0) -> None:
+        self._give_up_gone()
         self.keeper.look(after_s=after_s)
         for pending in self.keeper.overdue():
             self._not_written(pending.trial, pending.checkpoint.step, f"there is no file after {PATIENCE_S:.0f} s")
 
     def settle(self) -> None:
         """Take in the last files: the processes that wrote them have ended."""
-        self._leave(None)
+        self.keeper.leave()
+        self._give_up_gone(wait=True)
 
-    def _leave(self, process: str | None) -> None:
-        for pending in self.keeper.gone(process):
+    def _give_up_gone(self, *, wait: bool = False) -> None:
+        for pending in self.keeper.gone(wait=wait):
             self._not_written(pending.trial, pending.checkpoint.step, "its process ended")
 
     # --- the end ---
@@ -278,6 +311,10 @@ class Desk:
             self._look_for_files(after_s=NEWS_WITHIN_S)
             if self._stop_request.exists():
                 self.close_down("asked to by `hpo stop`")
+            if word := self._standstill.word(waiting=self.study.num_leased, training=len(self.training), now=now):
+                self.watcher.said(word)
+        if self._gauges is not None:
+            self._gauges.round(self.training, num_gpus=self.num_gpus)
         self.watcher.round(self)
 
     def hang_up(self) -> None:

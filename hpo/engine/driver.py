@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +14,9 @@ import ray
 from ray import tune
 
 from hpo.engine.adapters import DeskStopper, StudyCallback, StudyScheduler, StudySearch
+from hpo.engine.assigning import Assigning
+from hpo.engine.autoscaling import places
+from hpo.engine.checkpoint_files import files_of
 from hpo.engine.checkpoints import CheckpointKeeper
 from hpo.engine.cluster import (
     Resources,
@@ -21,23 +24,27 @@ from hpo.engine.cluster import (
     guard_against_memory_monitor,
     local_cpus,
     local_gpus,
-    nodes_alive,
     resources_on,
     shipped,
+    shortage,
     tell_ray,
 )
+from hpo.engine.dashboard import check_dashboard_installed, dashboard_url, job_metadata, tell_job
 from hpo.engine.desk import Desk, StoppedAtOnce, Watcher
 from hpo.engine.final_test import score_best
+from hpo.engine.gauges import Gauges, RayGauges
+from hpo.engine.nodes import alive_nodes
 from hpo.engine.opening import OpenRun, ended_well, open_run
 from hpo.engine.plan import Plan, sketched
+from hpo.engine.reservations import reserve_safely
+from hpo.engine.shared_storage import absolute, check_storage
 from hpo.engine.sharing import epochs_left, shared_out, trials_left
-from hpo.engine.study import Lease
-from hpo.engine.trial_actor import Assignment, TrialActor, Workplace
+from hpo.engine.trial_actor import TrialActor
 from hpo.errors import ExperimentError, HpoError
 from hpo.experiment import check_concurrent
 from hpo.experiment_file import ExperimentFile
 from hpo.protocols import Setting
-from hpo.results import TensorBoardWriter
+from hpo.results import Place, TensorBoardWriter
 
 TRAINABLE = "hpo"
 
@@ -47,7 +54,7 @@ class Options:
     """How to run, as opposed to what: nothing here changes a decision.
 
     Attributes:
-        results: Folder of the store.
+        results: Folder of the store, or a bucket's URL.
         data_dir: Where data is looked for first.
         cache_dir: Decoded data of this node.
         address: Ray cluster, or None for this machine alone.
@@ -58,7 +65,7 @@ class Options:
         dashboard: Have Ray's dashboard.
     """
 
-    results: Path
+    results: Path | str
     cache_dir: Path
     data_dir: Path | None = None
     address: str | None = None
@@ -95,13 +102,16 @@ def run(file: ExperimentFile, options: Options, watcher: RunWatcher, *, with_tes
     dataset = file.experiment.task.locate(options.data_dir)
     with contextlib.ExitStack() as ends:
         if resources is None:  # a cluster is asked before anything is written
-            _join_cluster(ends, file, options)
+            _join_cluster(ends, file, options, metadata={"job_name": file.name})
             resources = _ask_cluster(file)
-        opened = open_run(file, dataset, results=options.results, fresh=options.fresh)
+            check_storage(absolute(options.results), alive_nodes())
+        place = Place.of(options.results, cache_dir=options.cache_dir.resolve())
+        opened = open_run(file, dataset, results=place, fresh=options.fresh)
         # Last in, first out: the curves are closed when the store has told them all.
         curves = TensorBoardWriter(opened.paths, goal=file.experiment.goal.metric, recovered=opened.store.entries)
         ends.callback(curves.close)
         opened.store.listen(curves.feed)
+        opened.store.before_upload(curves.close)
         ends.callback(opened.store.close)
         ends.callback(opened.paths.stop_request.unlink, missing_ok=True)
         watcher.begins(opened)
@@ -127,13 +137,14 @@ def _train_and_note(opened: OpenRun, options: Options, watcher: RunWatcher, reso
         raise
     finally:
         opened.store.append("run_ended", detail={"state": state, "reason": reason})
+        tell_job({"state": state})
 
 
 def plan_resources(file: ExperimentFile, options: Options) -> Resources | None:
     """What each trial gets on this machine; None where a cluster has to be asked first.
 
     Raises:
-        ExperimentError: Not even one trial fits, or `--concurrent` cannot be.
+        ExperimentError: Not even one trial fits, or an option cannot be.
     """
     if options.concurrent is not None:
         try:
@@ -150,8 +161,9 @@ def plan_resources(file: ExperimentFile, options: Options) -> Resources | None:
                 )
     if options.address is not None or ray.is_initialized():
         return None
-    here = _this_machine(options)
-    return _fitting(file, cpus=here["CPU"], gpus=here["GPU"])
+    if options.dashboard:
+        check_dashboard_installed()
+    return _fitting(file, [_this_machine(options)])
 
 
 def _this_machine(options: Options) -> Mapping[str, float]:
@@ -174,7 +186,8 @@ def planned_places(file: ExperimentFile, options: Options) -> str:
     resources, concurrent = plan_resources(file, options), _concurrent(file, options)
     if resources is None:
         per_trial = file.experiment.per_trial
-        return f"each trial gets {Resources(per_trial.cpus, per_trial.gpus)}; the cluster says how many fit at a time"
+        each = Resources(per_trial.cpus, per_trial.gpus, per_trial.workers)
+        return f"each trial gets {each}; the cluster says how many fit at a time"
     fit = resources.slots([_this_machine(options)])
     if concurrent == "auto" and resources.gpus:
         return f"each trial begins with {resources}; {fit} at a time, and more as far as measuring finds them faster"
@@ -182,38 +195,53 @@ def planned_places(file: ExperimentFile, options: Options) -> str:
     return f"each trial gets {resources}; {at_a_time} at a time"
 
 
-def _join_cluster(ends: contextlib.ExitStack, file: ExperimentFile, options: Options) -> None:
-    """Have Ray, with the experiment's code on every node, until `ends` is closed; a second call changes nothing."""
+def _join_cluster(
+    ends: contextlib.ExitStack, file: ExperimentFile, options: Options, *, metadata: Mapping[str, str]
+) -> Path:
+    """Have Ray, with the experiment's code on every node, until `ends` is closed; a second call starts nothing.
+
+    Returns the experiment file for the processes of this machine: a copy, which does not change while they train.
+    """
+    code = Path(ends.enter_context(shipped(file.path)))
     ends.enter_context(
         connected(
             address=options.address,
             cpus=options.cpus,
             gpus=options.gpus,
-            working_dir=ends.enter_context(shipped(file.path)),
+            code=str(code),
             dashboard=options.dashboard,
+            metadata=metadata,
         )
     )
+    return code / file.path.name
 
 
 def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Resources) -> str:
     """Train until the study has finished or is asked to stop; returns why it stopped, or nothing."""
     with contextlib.ExitStack() as ends:
-        _join_cluster(ends, opened.file, options)
+        metadata = job_metadata(opened.paths)
+        seen = _join_cluster(ends, opened.file, options, metadata=metadata)
+        tell_job({**metadata, "state": "running"})
+        files = files_of(opened.paths, holds=opened.store.holds)
+        ends.callback(files.close)
         keeper = CheckpointKeeper(
-            opened.study, appended=lambda: opened.store.appended, synced=lambda: opened.store.synced
+            opened.study, files, appended=lambda: opened.store.appended, kept=lambda: opened.store.kept
         )
         desk = Desk(
             opened.study,
             keeper,
             watcher,
-            num_gpus=resources.gpus,
+            num_gpus=resources.gpus_in_all,
             stop_request=opened.paths.stop_request,
+            gauges=_gauges(opened, watcher),
+            shortage=lambda: shortage(resources),
         )
         keeper.sweep()
-        keeper.delete_strays(opened.paths.checkpoints)
+        if opened.resumed and opened.store.keep():
+            keeper.delete_strays()
         try:
             with watcher.stop_signals(desk):
-                _tune_with_shares(opened, options, desk, resources)
+                _tune_with_shares(opened, options, desk, resources, seen)
         except StoppedAtOnce:
             desk.settle()
             desk.hang_up()
@@ -222,9 +250,9 @@ def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Re
         # next driver makes up for what is missing.
         desk.settle()
         desk.hang_up()
-        opened.store.flush()
-        keeper.delete_doomed()
-        keeper.delete_strays(opened.paths.checkpoints)
+        if opened.store.keep():  # else all of it is with the strays of the next start
+            keeper.delete_doomed()
+            keeper.delete_strays()
         if desk.in_vain:
             raise HpoError(
                 desk.in_vain,
@@ -234,23 +262,28 @@ def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Re
         return desk.close_reason
 
 
+def _gauges(opened: OpenRun, watcher: RunWatcher) -> Gauges | None:
+    """What is shown of the run while it trains; None where Ray has no dashboard, and nobody would look."""
+    url = dashboard_url()
+    if not url:
+        return None
+    watcher.said(f"Ray's dashboard: {url}")
+    write = RayGauges(experiment=opened.paths.experiment, run=opened.paths.run_id)
+    return Gauges(opened.study, write, every_s=write.every_s)
+
+
 def _ask_cluster(file: ExperimentFile) -> Resources:
-    nodes = nodes_alive()
-    return _fitting(
-        file,
-        cpus=max((node.get("CPU", 0) for node in nodes), default=0),
-        gpus=max((node.get("GPU", 0) for node in nodes), default=0),
-    )
+    return _fitting(file, places())
 
 
-def _fitting(file: ExperimentFile, *, cpus: float, gpus: float) -> Resources:
+def _fitting(file: ExperimentFile, nodes: Sequence[Mapping[str, float]]) -> Resources:
     try:
-        return resources_on(file.experiment.per_trial, cpus=cpus, gpus=gpus)
+        return resources_on(file.experiment.per_trial, nodes)
     except ExperimentError as error:
         raise error.inside(file.shown) from None
 
 
-def _tune_with_shares(opened: OpenRun, options: Options, desk: Desk, resources: Resources) -> None:
+def _tune_with_shares(opened: OpenRun, options: Options, desk: Desk, resources: Resources, seen: Path) -> None:
     """Give the study to Ray Tune once, or once for each number of trials a GPU that is tried.
 
     Tune keeps processes by what they were given: another share of a GPU means new ones.
@@ -258,33 +291,34 @@ def _tune_with_shares(opened: OpenRun, options: Options, desk: Desk, resources: 
     plan = sketched(opened.file.experiment)
     if _concurrent(opened.file, options) == "auto":
         entries = opened.store.entries
-        resources = shared_out(desk, resources, nodes=nodes_alive(), plan=plan, entries=entries)
+        resources = shared_out(desk, resources, nodes=places(), plan=plan, entries=entries)
     while True:
-        desk.num_gpus = resources.gpus
-        _tune(opened, options, desk, resources, plan)
+        desk.num_gpus = resources.gpus_in_all
+        _tune(opened, options, desk, resources, plan=plan, seen=seen)
         if desk.closing or desk.study.finished or not desk.emptying:
             return
         resources = resources.sharing(desk.move())
 
 
-def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources, plan: Plan) -> None:
+def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources, *, plan: Plan, seen: Path) -> None:
     """Give the study to Ray Tune, for as long as it or the desk wants."""
     concurrent = _concurrent(opened.file, options)
     limit = concurrent if isinstance(concurrent, int) else 1_000_000
 
     def slots() -> int:
-        return min(limit, resources.slots(nodes_alive()))
+        return min(limit, resources.slots(places()))
 
     processes = max(1, min(slots(), trials_left(desk.study)))
     planned_epochs = epochs_left(desk, plan) / processes
     tell_ray(slots=slots())
     guard_against_memory_monitor()
+    reserve_safely()
     tune.register_trainable(TRAINABLE, TrialActor, warn=False)
     search = StudySearch(
         desk,
         trainable=TRAINABLE,
-        assignment=_Assigning(opened, setting_of(opened, options, resources, planned_epochs=planned_epochs)),
-        resources={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+        assignment=Assigning(opened, seen, setting_of(opened, options, resources, planned_epochs=planned_epochs)),
+        places=tune.PlacementGroupFactory(resources.bundles(), strategy=resources.strategy.upper()),
         slots=_remembered(slots, for_s=1.0),
     )
     with _scratch_folder() as scratch:
@@ -296,7 +330,7 @@ def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources, p
             run_config=tune.RunConfig(
                 name="leases",
                 storage_path=scratch,
-                callbacks=[StudyCallback(desk)],
+                callbacks=[StudyCallback(desk, experiment=opened.file.name)],
                 stop=DeskStopper(desk),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
@@ -308,38 +342,19 @@ def setting_of(
     opened: OpenRun, options: Options, resources: Resources, *, planned_epochs: float | None = None
 ) -> Setting:
     """Where the run's trainers live; `planned_epochs` are those of each process."""
-    goal = opened.file.experiment.goal
+    experiment = opened.file.experiment
     return Setting(
         device=resources.device,
         num_threads=resources.num_threads,
         dataset=opened.dataset,
         cache_dir=options.cache_dir.resolve(),
-        metric=goal.metric,
-        sign=goal.sign,
+        metric=experiment.goal.metric,
+        sign=experiment.goal.sign,
         gpus=resources.gpus,
-        data_memory_fraction=opened.file.experiment.per_trial.data_memory_fraction,
+        data_memory_fraction=experiment.per_trial.data_memory_fraction,
         planned_epochs=planned_epochs,
+        max_steps=experiment.max_steps,
     )
-
-
-class _Assigning:
-    """Turns a lease into what the actor gets."""
-
-    def __init__(self, opened: OpenRun, setting: Setting) -> None:
-        self._paths = replace(opened.paths, root=opened.paths.root.resolve())
-        self._workplace = Workplace(str(opened.file.path), setting)
-
-    def __call__(self, lease: Lease) -> Mapping[str, Any]:
-        assignment = Assignment(
-            trial=lease.trial,
-            attempt=lease.attempt,
-            config=lease.config,
-            seed=lease.seed,
-            checkpoint=lease.checkpoint.path if lease.checkpoint else None,
-            from_step=lease.checkpoint.step if lease.checkpoint else 0,
-            paths=self._paths,
-        )
-        return {"workplace": self._workplace, "assignment": assignment}
 
 
 def _remembered(ask: Any, *, for_s: float) -> Any:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from hpo.engine.study import Study, Trial
-from hpo.errors import HpoError
+from hpo.engine.study import Study
+from hpo.engine.trials import Trial
+from hpo.errors import CheckpointError, HpoError
 from hpo.protocols import Setting, Trainer
-from hpo.results import RunStore
+from hpo.results import RunPaths, RunStore
+from hpo.start_from import asked
+from hpo.storage import brought
 
 
 def score_best(study: Study, store: RunStore, setting: Setting) -> Mapping[str, float]:
@@ -28,7 +32,7 @@ def score_best(study: Study, store: RunStore, setting: Setting) -> Mapping[str, 
         if entry.kind == "tested" and (entry.trial, entry.step) == (best.number, best.best_step):
             return dict(entry.detail["metrics"])
     try:
-        metrics = _score(study, best, setting)
+        metrics = _score(study, best, setting, store.paths)
     except HpoError:
         raise
     except Exception as error:
@@ -41,23 +45,47 @@ def score_best(study: Study, store: RunStore, setting: Setting) -> Mapping[str, 
     return metrics
 
 
-def _score(study: Study, best: Trial, setting: Setting) -> dict[str, float]:
+def _score(study: Study, best: Trial, setting: Setting, paths: RunPaths) -> dict[str, float]:
     trainer = study.experiment.task.begin(setting)
-    trainer.begin(best.config, seed=best.seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        return dict(trainer.test(_weights(trainer, best, Path(scratch))))
+    trainer.begin(study.experiment.trained(best.config), seed=best.seed)
+    with contextlib.ExitStack() as ends:
+        scratch = Path(ends.enter_context(tempfile.TemporaryDirectory()))
+        state = None
+        if best.checkpoint is not None:
+            with contextlib.suppress(CheckpointError):  # it is not there; a storage that refuses is another thing
+                state = ends.enter_context(brought(paths.located(best.checkpoint.path)))
+        began_with = asked(best.config) if study.experiment.task.can_start_from else None
+        return dict(trainer.test(_weights(trainer, best, state, scratch, began_with=began_with)))
 
 
-def _weights(trainer: Trainer, best: Trial, scratch: Path) -> Path:
-    """A checkpoint that holds the best weights of the trial."""
-    kept = best.checkpoint
-    there = kept is not None and Path(kept.path).exists()
-    if there and kept is not None and kept.step >= best.best_step:
-        return Path(kept.path)
+def _weights(trainer: Trainer, best: Trial, state: Path | None, scratch: Path, *, began_with: str | None) -> Path:
+    """A checkpoint that holds the best weights of the trial, whose newest one is `state`, if there is any.
+
+    Raises:
+        HpoError: They are not to be had: the trial has taken over another one's state since, or from it; or it began
+            with weights of its own (`began_with`), and has no checkpoint.
+    """
+    own = state is not None and best.checkpoint is not None and best.checkpoint.source is None
+    if best.took_over_at and (best.best_step <= best.took_over_at or not own):
+        raise HpoError(
+            f"the best weights of trial {best.number} (step {best.best_step}) were not kept: it took over another "
+            f"trial's state at step {best.took_over_at}",
+            where="--test",
+            remedy="hpo best shows the trials that come next",
+        )
+    if state is None and began_with is not None:
+        raise HpoError(
+            f"the best weights of trial {best.number} (step {best.best_step}) were not kept, and it began with others "
+            f"({began_with})",
+            where="--test",
+            remedy="hpo best shows the trials that come next",
+        )
     step = 0
-    if there and kept is not None:
-        trainer.load(Path(kept.path))
-        step = kept.step
+    if state is not None and best.checkpoint is not None:
+        step = best.checkpoint.step
+        if step >= best.best_step:
+            return state
+        trainer.load(state)
     for _ in range(step, best.best_step):
         trainer.step()
     path = scratch / "best.pt"

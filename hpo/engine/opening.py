@@ -12,12 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hpo.engine import origins
+from hpo.engine.origins import Origin
 from hpo.engine.study import Study
-from hpo.errors import DataError, ReplayError
+from hpo.errors import DataError, ExperimentError, ReplayError
 from hpo.experiment import changes, digest_of
 from hpo.experiment_file import ExperimentFile
 from hpo.protocols import Dataset
-from hpo.results import Entry, RunPaths, RunStore, Store, write_atomically
+from hpo.results import Entry, Place, RunPaths, RunStore, Store, write_atomically
 
 
 @dataclass
@@ -33,6 +35,7 @@ class OpenRun:
         resumed: Whether the run had begun before.
         nothing_to_do: Whether all of its trials had ended before.
         tested: Metrics of the best trial on the test data, where they were asked for.
+        origins: The weights that trials begin with, by the value of `start_from`.
     """
 
     file: ExperimentFile
@@ -43,6 +46,7 @@ class OpenRun:
     resumed: bool
     nothing_to_do: bool = False
     tested: Mapping[str, float] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
     @property
     def paths(self) -> RunPaths:
@@ -50,23 +54,34 @@ class OpenRun:
         return self.store.paths
 
 
-def open_run(file: ExperimentFile, dataset: Dataset, *, results: Path, fresh: bool = False) -> OpenRun:
+def open_run(file: ExperimentFile, dataset: Dataset, *, results: Path | str | Place, fresh: bool = False) -> OpenRun:
     """The newest run of this experiment and data set, replayed; a new one where there is none or `fresh` asks for it.
 
+    Args:
+        file: The experiment.
+        dataset: What it trains on.
+        results: Where the store is: a folder or a bucket's URL.
+        fresh: Begin a new run in any case.
+
     Raises:
+        StoreError: The store cannot be read or written.
         RunLocked: Another driver holds it.
         DataError: The data is not what the run began with.
+        ExperimentError: The weights that trials are to begin with are not to be found.
         ReplayError: The journal gives other decisions than it records.
     """
     digest = run_digest(file, dataset)
     notes = [dataset.fell_back] if dataset.fell_back else []
-    store = Store(results)
+    place = results if isinstance(results, Place) else Place.of(results)
+    store = Store(place)
     newest = None if fresh else store.newest(file.name, digest=digest)
     if newest is None:
         notes += _why_new(file, store, fresh=fresh)
-        opened = _create(file, dataset, results, notes)
+        found = _origins(file, store)
+        opened = _create(file, dataset, place, notes)
+        opened.origins = found
     else:
-        opened = _reopen(file, dataset, results, newest["run_id"], notes)
+        opened = _reopen(file, dataset, place, newest["run_id"], notes)
     study = opened.study
     study.extend_to(file.experiment.num_trials)
     study.record = opened.store.append
@@ -75,9 +90,30 @@ def open_run(file: ExperimentFile, dataset: Dataset, *, results: Path, fresh: bo
     opened.nothing_to_do = opened.resumed and study.finished
     if opened.nothing_to_do:
         return opened
+    if opened.resumed:
+        opened.origins = _origins_again(opened, store)
     opened.paths.stop_request.unlink(missing_ok=True)  # of a run that was killed before it could heed it
     opened.store.append("run_started", detail=_run_detail(file, dataset, digest, resumed=opened.resumed))
+    kept = {entry.detail["start_from"] for entry in opened.store.entries if entry.kind == origins.FOUND}
+    for value, origin in opened.origins.items():
+        if value not in kept:
+            opened.store.append(origins.FOUND, detail=origins.detail_of(value, origin))
     return opened
+
+
+def _origins(file: ExperimentFile, store: Store, entries: Sequence[Entry] = ()) -> dict[str, Origin]:
+    try:
+        return origins.find_all(file.experiment, store, entries)
+    except ExperimentError as error:
+        raise error.inside(file.shown) from None
+
+
+def _origins_again(opened: OpenRun, store: Store) -> dict[str, Origin]:
+    try:
+        return _origins(opened.file, store, opened.store.entries)
+    except BaseException:
+        opened.store.close()
+        raise
 
 
 def run_digest(file: ExperimentFile, dataset: Dataset) -> str:
@@ -85,8 +121,8 @@ def run_digest(file: ExperimentFile, dataset: Dataset) -> str:
     return digest_of({"experiment": file.digest, "on": dataset.name}) if dataset.fell_back else file.digest
 
 
-def _create(file: ExperimentFile, dataset: Dataset, results: Path, notes: list[str]) -> OpenRun:
-    store = RunStore.create(results, experiment=file.name)
+def _create(file: ExperimentFile, dataset: Dataset, place: Place, notes: list[str]) -> OpenRun:
+    store = RunStore.create(place, experiment=file.name)
     description = {
         "file": file.shown,
         "digest": run_digest(file, dataset),
@@ -101,10 +137,11 @@ def _create(file: ExperimentFile, dataset: Dataset, results: Path, notes: list[s
     return OpenRun(file, dataset, store, Study(file.experiment, store.append), notes, resumed=False)
 
 
-def _reopen(file: ExperimentFile, dataset: Dataset, results: Path, run_id: str, notes: list[str]) -> OpenRun:
-    store = RunStore.open(results, experiment=file.name, run_id=run_id)
+def _reopen(file: ExperimentFile, dataset: Dataset, place: Place, run_id: str, notes: list[str]) -> OpenRun:
+    store = RunStore.open(place, experiment=file.name, run_id=run_id)
     try:
         _same_data(store, dataset)
+        notes += store.notes
         if store.torn is not None:
             notes.append(f"the journal's torn tail was cut: {store.torn}")
         study = Study(file.experiment, store.append)
@@ -135,9 +172,8 @@ def _why_new(file: ExperimentFile, store: Store, *, fresh: bool) -> list[str]:
         return []
     if fresh:
         return [f"a new run, as --fresh asks; the one before is {earlier['run_id']}"]
-    paths = RunPaths(store.root, file.name, earlier["run_id"])
     try:
-        old = json.loads(paths.experiment_json.read_text(encoding="utf-8"))
+        old = json.loads(store.read(earlier["run_id"], lambda paths: paths.experiment_json))
         lines = changes(old["description"], file.description) or [f"{old['dataset']} was its data set"]
     except (OSError, ValueError, KeyError):
         lines = ["what that one was cannot be read"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hpo.engine.desk import Desk
 from hpo.engine.plan import Plan
-from hpo.engine.study import Trial
+from hpo.engine.trials import Trial
 from hpo.trial import TrialState
 
 
@@ -18,7 +18,7 @@ class Progress:
 
     Attributes:
         trials: Trials in total.
-        by_state: Trials by state; `waiting` are those that have not begun.
+        by_state: Trials by state; `waiting` are those that have not begun, or have no place.
         epochs: Steps trained by this driver.
         epochs_expected: Steps that the whole run is likely to take, those of earlier drivers included.
         epochs_all: Steps stored so far.
@@ -46,7 +46,10 @@ def progress_of(desk: Desk, plan: Plan, *, now: float) -> Progress:
     study = desk.study
     states: Counter[str] = Counter(trial.state.value for trial in study.trials)
     total = max(study.num_trials, len(study.trials))  # fewer may be asked for than there are already
-    states["waiting"] = total - len(study.trials)
+    running = [trial for trial in study.trials if trial.state is TrialState.RUNNING]
+    without_place = sum((trial.number, trial.attempt) not in desk.training for trial in running)
+    states["running"] -= without_place
+    states["waiting"] = total - len(study.trials) + without_place
     steps = sum(trial.step for trial in study.trials)
     expected = _expected(study.trials, total, plan)
     elapsed = now - desk.began

@@ -10,69 +10,25 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
+from hpo.engine.origins import parent_of, parents
 from hpo.engine.replay import Entry, Record, Replayed
+from hpo.engine.trials import Checkpoint, Lease, Trial
 from hpo.experiment import Experiment
 from hpo.protocols import Judge, Step
 from hpo.search import GridSearch, RandomSearch
 from hpo.seeds import derive
-from hpo.trial import GO_ON, Decision, Ended, Pause, Report, Stop, TrialState
+from hpo.trial import GO_ON, Decision, Ended, Exploit, Pause, Report, Stop, TrialState
 
 LOST_NODE = "node_lost"
 CROWDED = "crowded"
 """Out of memory while it was being measured how many trials a GPU bears."""
-NOT_ITS_OWN = (LOST_NODE, "checkpoint", CROWDED)
+NOT_ITS_OWN = (LOST_NODE, "checkpoint", "storage", CROWDED)
 """Causes that are not the trial's own: it is tried again without being counted."""
 MAX_LOST = 20
 """A trial whose node is lost this often fails all the same: something about it ends nodes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A file that the journal says exists."""
-
-    path: str
-    attempt: int
-    step: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to train one trial for a while: one attempt, from the start or from a checkpoint."""
-
-    trial: int
-    attempt: int
-    config: Mapping[str, Any]
-    seed: int
-    why: str
-    checkpoint: Checkpoint | None
-
-
-@dataclass
-class Trial:
-    """All that the study knows of a trial."""
-
-    number: int
-    config: Mapping[str, Any]
-    seed: int
-    state: TrialState = TrialState.RUNNING
-    attempt: int = 0
-    num_failures: int = 0
-    num_lost: int = 0
-    scores: list[float] = field(default_factory=list)
-    best_score: float | None = None
-    best_step: int = 0
-    checkpoint: Checkpoint | None = None
-    reason: str = ""
-    cause: str = ""
-
-    @property
-    def step(self) -> int:
-        """Steps reported so far."""
-        return len(self.scores)
 
 
 class Study:
@@ -94,6 +50,8 @@ class Study:
         self._proposer = search.begin(experiment.domains, fixed=experiment.fixed, seed=experiment.seed)
         self._waiting: deque[tuple[int, str]] = deque()  # (trial, why): trials to be leased again
         self._leased: set[int] = set()
+        self._parked: list[int] = []  # trials that begin with the weights of one that has not ended
+        self.parents = parents(experiment)
         self._num_ended = 0
         self._exhausted = False
         self._nothing_left = False
@@ -122,17 +80,54 @@ class Study:
         for judge in self._judges:
             if (number_ := judge.promote()) is not None:
                 return self._lease(self.trials[number_], "promoted")
+        if (parked := self._unparked()) is not None:
+            return self._lease(parked, "new")
+        while (trial := self._propose()) is not None:
+            if not self._awaits_parent(trial):
+                return self._lease(trial, "new")
+            self._park(trial)
+        if self._parked and not self._leased:
+            return self._lease(self.trials[self._parked.pop(0)], "new")  # who it waits for stays paused
+        # Paused trials that nobody promotes while nothing trains will never be: they stay paused.
+        self._nothing_left = not self._leased
+        return None
+
+    def _propose(self) -> Trial | None:
         config = None if self._all_proposed else self._proposer.propose(len(self.trials))
         if config is None:
             self._exhausted = self._exhausted or not self._all_proposed
-            # Paused trials that nobody promotes while nothing trains will never be: they stay paused.
-            self._nothing_left = not self._leased
             return None
         number = len(self.trials)
         trial = Trial(number, config, seed=derive(self.experiment.seed, "training", number))
         self.trials.append(trial)
+        self._tell_judges(trial)
         self.record("proposed", trial=number, detail={"config": config, "seed": trial.seed})
-        return self._lease(trial, "new")
+        return trial
+
+    def _awaits_parent(self, trial: Trial) -> bool:
+        parent = parent_of(self.experiment, trial.config)
+        return parent is not None and parent < trial.number and not self.trials[parent].state.ended
+
+    def _park(self, trial: Trial) -> None:
+        self._parked.append(trial.number)
+        trial.state = TrialState.PAUSED
+        trial.reason = f"begins with trial {parent_of(self.experiment, trial.config)} when that has ended"
+        self.record("paused", trial=trial.number, step=0, detail={"reason": trial.reason})
+
+    def _unparked(self) -> Trial | None:
+        ready = next((number for number in self._parked if not self._awaits_parent(self.trials[number])), None)
+        if ready is None:
+            return None
+        self._parked.remove(ready)
+        return self.trials[ready]
+
+    def keeps(self, trial: Trial) -> bool:
+        """Whether the checkpoint of a trial that has ended stays: it is among the best, or others begin with it."""
+        return trial in self.top or trial.number in self.parents
+
+    def _tell_judges(self, trial: Trial) -> None:
+        for judge in self._judges:
+            judge.on_begin(trial.number, trial.config)
 
     def _lease(self, trial: Trial, why: str) -> Lease:
         self._leased.add(trial.number)
@@ -175,6 +170,8 @@ class Study:
             **(extra or {}),
         }
         self.record("report", trial=number, attempt=trial.attempt, step=step, detail=detail)
+        for found in trial.course.report(step, score, measured.metrics):
+            self.record("diagnosis", trial=number, step=step, detail=found.detail())
         return self._judge(trial, Report(number, step, score), finished=measured.finished)
 
     def _again(self, trial: Trial, step: int, score: float) -> Decision:
@@ -206,6 +203,36 @@ class Study:
             self._leased.discard(trial.number)
             trial.state, trial.reason = TrialState.PAUSED, decision.reason
             self.record("paused", trial=trial.number, step=trial.step, detail={"reason": decision.reason})
+        elif isinstance(decision, Exploit):
+            return self._exploit(trial, decision)
+        return decision
+
+    def _exploit(self, trial: Trial, decision: Exploit) -> Decision:
+        """Have the trial go on from another one's last state, by another attempt; it goes on at once if there is none.
+
+        Of the two, whose weights are better is the policy's to know: the state may be some steps old.
+        """
+        source = self.trials[decision.source]
+        state = source.checkpoint
+        if state is None or source is trial:
+            return GO_ON
+        self._leased.discard(trial.number)
+        trial.state, trial.reason = TrialState.PAUSED, decision.reason
+        trial.config = dict(decision.config)
+        self._tell_judges(trial)
+        trial.checkpoint = replace(state, step=trial.step, source=source.number)
+        trial.took_over_at = trial.step
+        trial.course.begin_anew()
+        detail = {
+            "source": source.number,
+            "source_step": state.step,
+            "path": state.path,
+            "config": trial.config,
+            "reason": decision.reason,
+            "policy": decision.policy,
+        }
+        self.record("exploited", trial=trial.number, step=trial.step, detail=detail)
+        self._waiting.append((trial.number, "exploited"))
         return decision
 
     def _rank(self, trial: Trial) -> None:
@@ -361,9 +388,9 @@ class Study:
 
 
 def _strongest(decisions: Iterable[Decision]) -> Decision:
-    """A completion before a stop, a stop before a pause; among equals the first policy's."""
+    """A completion before a stop, a stop before a pause or a copy; among equals the first policy's."""
 
     def strength(decision: Decision) -> int:
-        return 2 + decision.completed if isinstance(decision, Stop) else int(isinstance(decision, Pause))
+        return 2 + decision.completed if isinstance(decision, Stop) else int(isinstance(decision, (Pause, Exploit)))
 
     return max(decisions, key=strength, default=GO_ON)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpo.declared import positive_int
 from hpo.errors import ExperimentError
-from hpo.protocols import Judge, Policy, positive_int
+from hpo.protocols import Judge, Policy
 from hpo.trial import GO_ON, Decision, Ended, Report, Stop
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.protocols import Judge, Policy, positive_int
+from hpo.declared import positive_int
+from hpo.protocols import Judge, Policy
 from hpo.trial import GO_ON, Decision, Report, Stop
 
 

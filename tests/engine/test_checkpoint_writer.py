@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpo.engine.checkpoint_writer import CheckpointWriter, Written
-from hpo.engine.trial_actor import Printer
+from hpo.engine.worker import Printer
 from hpo.protocols import Snapshot
 from tests.engine.toy import ToySnapshot
 

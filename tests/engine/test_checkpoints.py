@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hpo import NoStopping
+from hpo.engine.checkpoint_files import LocalFiles
 from hpo.engine.checkpoint_writer import Written
 from hpo.engine.checkpoints import PATIENCE_S, CheckpointKeeper
-from hpo.engine.study import Checkpoint, Study
-from hpo.trial import GO_ON, Pause, Stop
+from hpo.engine.study import Study
+from hpo.engine.trials import Checkpoint
+from hpo.results import RunPaths
+from hpo.trial import GO_ON, Exploit, Pause, Stop
+from tests.engine.crew import Scripted
+from tests.engine.loose import LOOSE_FILES
 from tests.engine.test_study import Notes, begin, step
 from tests.engine.toy import Promoting
 
@@ -23,16 +29,28 @@ class Clock:
         return self.now
 
 
+class Slow(LocalFiles):
+    """Files that are known when the test says so."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        super().__init__(paths)
+        self.looked: Future[None] = Future()
+
+    def look_again(self) -> Future[None]:
+        return self.looked
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
 
 
-def keeping(study: Study, notes: Notes, clock: Clock, synced: int | None = None) -> CheckpointKeeper:
+def keeping(study: Study, notes: Notes, clock: Clock, kept: int | None = None) -> CheckpointKeeper:
     return CheckpointKeeper(
         study,
+        LOOSE_FILES,
         appended=lambda: len(notes.entries) - 1,
-        synced=lambda: len(notes.entries) - 1 if synced is None else synced,
+        kept=lambda: len(notes.entries) - 1 if kept is None else kept,
         clock=clock,
     )
 
@@ -99,9 +117,9 @@ def test_a_pause_always_and_an_end_among_the_best_are_kept(clock: Clock) -> None
     assert not keeper.due(1, Stop("end"))
 
 
-def test_a_newer_checkpoint_replaces_the_older_once_the_journal_is_synced(clock: Clock, tmp_path: Path) -> None:
+def test_a_newer_checkpoint_replaces_the_older_once_the_journal_is_kept(clock: Clock, tmp_path: Path) -> None:
     study, notes = begin(policy=NoStopping(9))
-    late = keeping(study, notes, clock, synced=0)
+    late = keeping(study, notes, clock, kept=0)
     study.lease()
     study.report(0, 1, step(0.5))
     first = write(tmp_path, late, 0, 1)
@@ -109,7 +127,7 @@ def test_a_newer_checkpoint_replaces_the_older_once_the_journal_is_synced(clock:
     second = write(tmp_path, late, 0, 2)
     late.delete_doomed()
     assert first.exists()
-    late.synced = lambda: len(notes.entries)
+    late.kept = lambda: len(notes.entries)
     late.delete_doomed()
     assert not first.exists()
     assert second.exists()
@@ -155,6 +173,19 @@ class TestDue:
         assert not keeper.due(1, GO_ON)
         clock.now = 200.0
         assert keeper.due(1, GO_ON)
+
+    def test_one_dear_write_says_nothing_of_the_trials_to_come(self, clock: Clock, tmp_path: Path) -> None:
+        study, notes = begin(policy=NoStopping(9), checkpoint_every_s=1.0)
+        keeper = keeping(study, notes, clock)
+        for trial, cost_s in enumerate((0.01, 0.01, 5.0)):  # a bucket refused for a while
+            trained(study, keeper, 0.5)
+            write(tmp_path, keeper, trial, 1, cost_s=cost_s)
+        began = clock.now
+        trained(study, keeper, 0.5)
+        clock.now = began + 0.9
+        assert not keeper.due(3, GO_ON)
+        clock.now = began + 1.1
+        assert keeper.due(3, GO_ON)
 
     def test_the_seconds_that_writing_took_from_a_core_count(self, clock: Clock, tmp_path: Path) -> None:
         study, notes = begin(policy=NoStopping(9), checkpoint_every_s=1.0)
@@ -249,11 +280,41 @@ class TestPending:
         trained(study, keeper, 0.5, 0.6)
         whole, half, other = (save(tmp_path, keeper, trial, at) for trial, at in ((0, 1), (0, 2), (1, 1)))
         Path(whole.path).write_text("state")
-        assert [pending.checkpoint.path for pending in keeper.gone("process of 0")] == [half.path]
+        keeper.leave("process of 0")
+        assert [pending.checkpoint.path for pending in keeper.gone()] == [half.path]
         assert study.trials[0].checkpoint is not None
         assert keeper.waits()
+        keeper.leave()
         assert [pending.checkpoint.path for pending in keeper.gone()] == [other.path]
         assert not keeper.waits()
+
+    def test_what_a_process_leaves_is_looked_for_without_waiting(self, clock: Clock, tmp_path: Path) -> None:
+        files = Slow(RunPaths(Path("nowhere"), "toy", "run"))
+        study, notes = begin(policy=NoStopping(9))
+        keeper = replace(keeping(study, notes, clock), files=files)
+        trained(study, keeper, 0.5, 0.6)
+        whole, half = (save(tmp_path, keeper, trial, 1) for trial in (0, 1))
+        keeper.leave()
+        assert keeper.gone() == []
+        assert keeper.waits(for_paused=True)  # no trial goes on from an older one meanwhile
+        Path(whole.path).write_text("state")
+        files.looked.set_result(None)
+        assert [pending.checkpoint.path for pending in keeper.gone()] == [half.path]
+        assert study.trials[0].checkpoint is not None
+        assert not keeper.waits(for_paused=True)
+
+    @pytest.mark.parametrize("wait", [True, False])
+    def test_what_cannot_be_looked_for_is_given_up(
+        self, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, wait: bool
+    ) -> None:
+        monkeypatch.setattr("hpo.engine.checkpoints.FRESH_WITHIN_S", 0.01)
+        study, notes = begin(policy=NoStopping(9))
+        keeper = replace(keeping(study, notes, clock), files=Slow(RunPaths(Path("nowhere"), "toy", "run")))
+        trained(study, keeper, 0.5)
+        half = save(tmp_path, keeper, 0, 1)
+        keeper.leave()
+        clock.now += 0.0 if wait else 0.01
+        assert [pending.checkpoint.path for pending in keeper.gone(wait=wait)] == [half.path]
 
     def test_one_of_a_replaced_attempt_is_deleted(self, clock: Clock, tmp_path: Path) -> None:
         study, notes = begin(policy=NoStopping(9))
@@ -307,3 +368,43 @@ class TestPending:
         kept = {trial.checkpoint.path for trial in study.trials if trial.checkpoint is not None}
         assert kept == {str(path) for path in tmp_path.iterdir()}
         assert [trial.number for trial in study.trials if trial.checkpoint is not None] == [2, 4]
+
+
+class TestExploiting:
+    @pytest.fixture
+    def taken_over(self, clock: Clock, tmp_path: Path) -> tuple[Study, CheckpointKeeper, Written]:
+        """Trial 1 exploits trial 0 while a checkpoint of its own is still being written."""
+        script = (1, 2, ("exploit", 0, 0.1))
+        study, notes = begin(policy=Scripted(script=(script,), max_epochs=9), trials=3, keep_checkpoints=1)
+        keeper = keeping(study, notes, clock)
+        trained(study, keeper, 0.9, 0.5)
+        write(tmp_path, keeper, 0, 1)
+        pending = save(tmp_path, keeper, 1, 1)
+        decision = study.report(1, 2, step(0.4))
+        assert isinstance(decision, Exploit)
+        assert not keeper.due(1, decision)
+        keeper.holds(1)
+        return study, keeper, pending
+
+    def test_a_file_of_before_comes_too_late(
+        self, taken_over: tuple[Study, CheckpointKeeper, Written], tmp_path: Path
+    ) -> None:
+        study, keeper, pending = taken_over
+        Path(pending.path).write_text("state")
+        assert keeper.told(pending)
+        assert study.trials[1].checkpoint == Checkpoint(str(tmp_path / "0-1-1.pt"), 1, 2, 5, source=0)
+        assert not Path(pending.path).exists()
+
+    def test_the_file_stays_as_long_as_either_needs_it(
+        self, taken_over: tuple[Study, CheckpointKeeper, Written], tmp_path: Path
+    ) -> None:
+        study, keeper, _ = taken_over
+        study.report(0, 2, step(0.95))
+        write(tmp_path, keeper, 0, 2)
+        keeper.delete_doomed()
+        assert (tmp_path / "0-1-1.pt").exists()  # trial 1 is to go on from it
+        assert study.lease() is not None
+        study.report(1, 3, step(0.3, finished=True))  # it ends before it has a file of its own
+        keeper.sweep()
+        keeper.delete_doomed()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["0-1-2.pt"]

@@ -38,7 +38,7 @@ def test_so_many_share_a_gpu(number: int) -> None:
 
 
 def test_shares_are_rounded_down_as_ray_counts() -> None:
-    resources = resources_on(PerTrial(gpus=1 / 6, cpus=0.5), cpus=16, gpus=2)
+    resources = resources_on(PerTrial(gpus=1 / 6, cpus=0.5), [{"CPU": 16, "GPU": 2}])
     assert resources == Resources(cpus=0.5, gpus=pytest.approx(0.1666))
     assert resources.slots([{"CPU": 16, "GPU": 2}]) == 12
     assert Resources(cpus=1, gpus=0).trials_per_gpu == 0
@@ -63,9 +63,9 @@ def test_a_trial_is_not_spread_over_nodes() -> None:
 
 
 def test_a_core_instead_where_there_is_no_gpu() -> None:
-    resources = resources_on(PerTrial(gpus=1, cpus=1), cpus=2, gpus=0)
+    resources = resources_on(PerTrial(gpus=1, cpus=1), [{"CPU": 2}])
     assert (resources.device, resources.gpus, resources.num_threads) == ("cpu", 0.0, 1)
-    assert resources_on(PerTrial(gpus=1, cpus=2), cpus=2, gpus=1).device == "cuda"
+    assert resources_on(PerTrial(gpus=1, cpus=2), [{"CPU": 2, "GPU": 1}]).device == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,33 @@ def test_a_core_instead_where_there_is_no_gpu() -> None:
     [
         (PerTrial(gpus=4), r"per_trial\.gpus: 4 is more than the 1 that there are.*--set per_trial\.gpus=1"),
         (PerTrial(cpus=64), r"per_trial\.cpus: 64 is more than the 2"),
+        (PerTrial(gpus=0, workers=3), r"per_trial\.workers: 3 do not fit: there is room for 2 .*per_trial\.workers=2"),
+        (PerTrial(gpus=0.5, cpus=1, workers=3), r"per_trial\.workers: 3 do not fit: there is room for 2"),
     ],
 )
 def test_more_than_there_is(per_trial: PerTrial, message: str) -> None:
     with pytest.raises(ExperimentError, match=f"(?s){message}"):
-        resources_on(per_trial, cpus=2, gpus=1)
+        resources_on(per_trial, [{"CPU": 2, "GPU": 1}])
+
+
+def test_cores_and_gpus_on_different_nodes_are_no_place() -> None:
+    with pytest.raises(
+        ExperimentError, match=r"(?s)per_trial\.workers: 1 do not fit.*no node has the cores and the GPUs"
+    ):
+        resources_on(PerTrial(gpus=1, cpus=4), [{"CPU": 8}, {"CPU": 1, "GPU": 1}])
+
+
+def test_no_nodes_and_none_to_come() -> None:
+    with pytest.raises(ExperimentError, match=r"(?s)per_trial\.cpus: 1 is more than the 0 .*HPO_MAY_START"):
+        resources_on(PerTrial(gpus=1), [])
+
+
+def test_workers_fill_places_together() -> None:
+    resources = resources_on(PerTrial(gpus=0, workers=2), [{"CPU": 1}] * 5)
+    assert resources.slots([{"CPU": 1}] * 5) == 2
+    assert resources.bundles() == [{}, {"CPU": 1}, {"CPU": 1}]
+    assert str(resources) == "2 workers with 1 CPU core each"
+    assert resources_on(PerTrial(gpus=1, workers=2), [{"CPU": 2, "GPU": 2}]).gpus_in_all == 2
 
 
 def test_code_is_shipped_and_nothing_else(tmp_path: Path) -> None:

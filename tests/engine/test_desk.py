@@ -12,8 +12,11 @@ from hpo import NoStopping
 from hpo.engine.checkpoint_writer import Written
 from hpo.engine.checkpoints import PATIENCE_S, CheckpointKeeper
 from hpo.engine.desk import Desk
-from hpo.engine.study import Lease
-from hpo.engine.trial_actor import Saved, Trained
+from hpo.engine.standstill import FIRST_WORD_S
+from hpo.engine.trials import Lease
+from hpo.engine.worker import Saved, Trained
+from hpo.protocols import Step
+from tests.engine.loose import LOOSE_FILES
 from tests.engine.test_checkpoints import Clock
 from tests.engine.test_study import begin, step
 from tests.engine.toy import Promoting
@@ -38,10 +41,16 @@ class Place:
         self.study, self.notes = begin(**settings)
         self.clock, self.folder = Clock(), folder
         count = lambda: len(self.notes.entries)  # noqa: E731
-        self.keeper = CheckpointKeeper(self.study, appended=count, synced=count, clock=self.clock)
+        self.keeper = CheckpointKeeper(self.study, LOOSE_FILES, appended=count, kept=count, clock=self.clock)
         self.heard = Heard()
         self.desk = Desk(
-            self.study, self.keeper, self.heard, num_gpus=0, stop_request=folder / "stop", clock=self.clock
+            self.study,
+            self.keeper,
+            self.heard,
+            num_gpus=0,
+            stop_request=folder / "stop",
+            shortage=lambda: "each needs a GPU",
+            clock=self.clock,
         )
 
     def lease(self) -> Lease:
@@ -184,3 +193,25 @@ def test_what_is_not_there_when_the_processes_have_ended_is_noted(place: Place) 
     place.desk.settle()
     assert place.failures() == [(0, {"error": "its process ended"})]
     assert not place.keeper.waits()
+
+
+def test_trials_that_nobody_trains_are_spoken_of(place: Place) -> None:
+    lease = place.lease()
+    for _ in range(2):
+        place.clock.now += FIRST_WORD_S
+        place.desk.round()
+    place.clock.now += 1
+    place.desk.round()
+    assert place.heard.lines == ["nothing trains: the next trial waits for a place since 1 min; each needs a GPU"]
+    place.desk.training.add((lease.trial, lease.attempt))
+    place.clock.now += 100 * FIRST_WORD_S
+    place.desk.round()
+    assert len(place.heard.lines) == 1
+
+
+def test_a_diagnosis_is_told_once_in_one_line(place: Place) -> None:
+    lease = place.lease()
+    for number, loss in enumerate((2.0, 1.0, 9.0, 9.0, 9.0, 9.0), 1):
+        measured = Step({"score": 0.1 * number, "train_loss": loss}, number)
+        place.desk.report(lease, Trained(number, measured, 0.1, "node", 1))
+    assert place.heard.lines == ["trial 0 diverges: train_loss is 9, after 2 at first and 1 at its best"]

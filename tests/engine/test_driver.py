@@ -25,6 +25,7 @@ pytestmark = pytest.mark.integration
 BODY = """
 from hpo import *
 from tests.engine.toy import Promoting, Toy
+from tests.training.line import LineFit
 declared = dict(
     task=Toy(), space={"x": uniform(0.0, 1.0)}, goal=Maximize("score"), trials=6, policy=Asha(9), checkpoint_every_s=0.0
 )
@@ -89,6 +90,14 @@ class TestARun:
         assert opened.study.best is not None
         assert best["trial"] == opened.study.best.number
         assert best["hp_x"] == opened.study.best.config["x"]
+
+    def test_a_schedule_knows_how_long_a_policy_lets_trials_train(
+        self, go: Callable[..., OpenRun], tmp_path: Path
+    ) -> None:
+        fixed = {"lr": 0.1, "batch_size": 8, "optimizer": "sgd", "lr_schedule": "cosine", "schedule_every": "epoch"}
+        go(f"task=LineFit(), space={{}}, fixed={fixed}, goal=Minimize('val_loss'), trials=1, policy=NoStopping(4)")
+        rates = [row["lr"] for row in rows(tmp_path, "SELECT lr FROM reports ORDER BY step")]
+        assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
 
     def test_gives_the_same_proposals_with_any_number_of_workers(self, go: Callable[..., OpenRun]) -> None:
         proposals = [

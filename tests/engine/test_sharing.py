@@ -21,10 +21,12 @@ from hpo.engine.cluster import Resources, local_gpus
 from hpo.engine.desk import Desk
 from hpo.engine.plan import sketched
 from hpo.engine.sharing import epochs_left, measured_before, places_by_number, shared_out, trials_left
-from hpo.engine.study import CROWDED, Lease, Study
-from hpo.engine.trial_actor import Trained
+from hpo.engine.study import CROWDED, Study
+from hpo.engine.trials import Lease
+from hpo.engine.worker import Trained
 from hpo.protocols import Step
 from hpo.results import RunPaths, Store, read_entries
+from tests.engine.loose import LOOSE_FILES
 from tests.engine.test_study import Noted, Notes, experiment, replayed, same
 
 GPU = Resources(cpus=1, gpus=1)
@@ -54,7 +56,7 @@ class Clock:
 def desk_of(clock: Clock, **settings: Any) -> tuple[Desk, Notes, Heard]:
     notes, heard = Notes(), Heard()
     study = Study(experiment(**{"trials": 40, "policy": NoStopping(1000), **settings}), notes)
-    keeper = CheckpointKeeper(study, appended=lambda: 0, synced=lambda: 0, clock=clock)
+    keeper = CheckpointKeeper(study, LOOSE_FILES, appended=lambda: 0, kept=lambda: 0, clock=clock)
     return Desk(study, keeper, heard, num_gpus=1, stop_request=Path("/nowhere"), clock=clock), notes, heard
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo import Asha, Experiment, GridSearch, Maximize, Minimize, NoStopping, Patience, grid, uniform
-from hpo.engine.study import MAX_LOST, Checkpoint, Study
+from hpo import Asha, Experiment, GridSearch, Maximize, Minimize, NoStopping, Patience, choice, grid, uniform
+from hpo.engine.study import MAX_LOST, Study
+from hpo.engine.trials import Checkpoint
 from hpo.errors import ReplayError
 from hpo.protocols import Step
-from hpo.trial import GoOn, Pause, Stop, TrialState
+from hpo.trial import Exploit, GoOn, Pause, Stop, TrialState
+from tests.engine.crew import Scripted
 from tests.engine.toy import Promoting, Toy
 
 
@@ -64,6 +66,20 @@ def begin(**changes: Any) -> tuple[Study, Notes]:
 
 def step(score: float, epoch: int = 1, *, finished: bool = False) -> Step:
     return Step({"score": score, "loss": -score}, epoch, finished=finished)
+
+
+def test_a_policys_own_hyper_parameters_reach_it_and_not_the_task() -> None:
+    made = experiment(policy=(NoStopping(9), Patience(5)), space={"x": uniform(0, 1), "patience": choice([1, 2])})
+    made.check()
+    assert set(made.trained({"x": 0.5, "patience": 1})) == {"x"}
+    study = Study(made, Notes())
+    for _ in range(4):
+        lease = study.lease()
+        assert lease is not None
+        patience = lease.config["patience"]
+        decisions = [study.report(lease.trial, epoch, step(0.5, epoch)) for epoch in range(1, patience + 2)]
+        assert isinstance(decisions[-1], Stop)
+        assert not any(isinstance(one, Stop) for one in decisions[:-1])
 
 
 def replayed(study: Study, notes: Notes) -> Study:
@@ -325,3 +341,91 @@ class TestReplay:
         again.replay(notes.entries)
         assert later.kinds() == ["stopped"]
         assert again.trials[1].state is TrialState.STOPPED
+
+
+class TestDiagnoses:
+    def diverged(self) -> tuple[Study, Notes]:
+        study, notes = begin(policy=NoStopping(9), trials=1)
+        study.lease()
+        for number, loss in enumerate((2.0, 1.0, 9.0, 9.0, 9.0, 9.0), 1):
+            study.report(0, number, Step({"score": 0.1 * number, "train_loss": loss}, number))
+        return study, notes
+
+    def test_are_recorded_with_their_numbers_where_they_first_hold_and_decide_nothing(self) -> None:
+        study, notes = self.diverged()
+        (diagnosis,) = [entry for entry in notes.entries if entry.kind == "diagnosis"]
+        assert (diagnosis.trial, diagnosis.step) == (0, 5)
+        assert diagnosis.detail == {
+            "name": "diverges",
+            "numbers": {"train_loss": 9.0, "best": 1.0, "first": 2.0},
+            "sentence": "train_loss is 9, after 2 at first and 1 at its best",
+        }
+        assert study.trials[0].state is TrialState.RUNNING
+        assert same(replayed(study, notes), study)
+
+    def test_are_not_recorded_again_by_steps_that_are_trained_again(self) -> None:
+        study, notes = self.diverged()
+        study.failed(0, cause="node_lost", message="gone")
+        study.lease()
+        for number, loss in enumerate((2.0, 1.0, 9.0, 9.0, 9.0, 9.0, 9.0), 1):
+            study.report(0, number, Step({"score": 0.1 * number, "train_loss": loss}, number))
+        assert notes.kinds().count("diagnosis") == 1
+        assert same(replayed(study, notes), study)
+
+    def test_that_a_torn_tail_took_are_recorded_anew(self) -> None:
+        study, notes = self.diverged()
+        lost = notes.kinds().index("diagnosis")
+        later = Notes()
+        again = Study(study.experiment, later)
+        again.replay(notes.entries[:lost])
+        assert [(entry.kind, entry.step, entry.detail) for entry in later.entries] == [
+            ("diagnosis", 5, notes.entries[lost].detail)
+        ]
+
+    def test_of_another_name_than_the_recorded_one_are_an_error(self) -> None:
+        study, notes = self.diverged()
+        index = notes.kinds().index("diagnosis")
+        notes.entries[index] = replace(notes.entries[index], detail={"name": "plateaus"})
+        with pytest.raises(
+            ReplayError, match=r"(?s)the journal says diagnosis of trial 0.*but a replay gives diagnosis"
+        ):
+            replayed(study, notes)
+
+
+class TestExploiting:
+    def begun(self, *script: tuple[int, int, tuple[Any, ...]]) -> tuple[Study, Notes]:
+        study, notes = begin(policy=Scripted(script=script, max_epochs=5), trials=2)
+        for number in (0, 1):
+            study.lease()
+            study.report(number, 1, step(0.5))
+        return study, notes
+
+    def test_goes_on_from_the_state_of_another_with_a_count_of_its_own(self) -> None:
+        study, notes = self.begun((1, 2, ("exploit", 0, 0.1)))
+        study.checkpointed(0, Checkpoint("0.pt", 1, 1, 5))
+        assert isinstance(study.report(1, 2, step(0.4)), Exploit)
+        assert study.trials[1].state is TrialState.PAUSED
+        lease = study.lease()
+        assert lease is not None
+        assert (lease.trial, lease.attempt, lease.why) == (1, 2, "exploited")
+        assert lease.checkpoint == Checkpoint("0.pt", 1, 2, 5, source=0)
+        assert dict(lease.config) == {"lr": 0.1, "batch_size": 10}
+        assert isinstance(study.report(1, 3, step(0.6)), GoOn)
+        assert study.trials[1].scores == [0.5, 0.4, 0.6]
+        assert same(replayed(study, notes), study)
+
+    def test_has_what_comes_diagnosed_by_itself(self) -> None:
+        study, notes = self.begun((1, 2, ("exploit", 0, 0.1)))
+        study.checkpointed(0, Checkpoint("0.pt", 1, 1, 5))
+        study.report(1, 2, step(0.4))
+        study.lease()
+        assert study.trials[1].course.scores.num == 0
+        study.report(1, 3, step(0.6))
+        assert study.trials[1].course.scores.first == 0.6
+        assert same(replayed(study, notes), study)
+
+    def test_goes_on_as_it_is_where_the_other_was_never_saved(self) -> None:
+        study, notes = self.begun((1, 2, ("exploit", 0, 0.1)))
+        assert isinstance(study.report(1, 2, step(0.4)), GoOn)
+        assert "exploited" not in notes.kinds()
+        assert same(replayed(study, notes), study)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -164,7 +165,8 @@ class PromotingJudge(Judge):
 
     def promote(self) -> int | None:
         for rung in sorted(self._rungs, reverse=True):
-            ranked = sorted(self._rungs[rung], key=lambda t: (-self._rungs[rung][t], t))
+            scores = self._rungs[rung]  # no number is no better than any, whatever the order it came in
+            ranked = sorted(scores, key=lambda t: (-scores[t] if math.isfinite(scores[t]) else math.inf, t))
             for trial in ranked[: len(ranked) // 3]:
                 if trial not in self._promoted[rung] and trial not in self._ended:
                     self._promoted[rung].add(trial)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import ExperimentError
-from hpo.protocols import Policy
+from hpo.protocols import Judge, Policy
 from hpo.scheduling import Patience
 from hpo.trial import GO_ON, Ended, Report, Stop
 from tests.scheduling.contract import PolicyContract
@@ -60,6 +62,50 @@ def test_stops_where_the_table_says(
     assert stops_at is None
 
 
+def stops_at(judge: Judge, trial: int, scores: list[float]) -> int | None:
+    for step, score in enumerate(scores, start=1):
+        if judge.on_report(Report(trial, step, score)) != GO_ON:
+            return step
+    return None
+
+
+@pytest.mark.parametrize(
+    ("own", "step"), [({}, 4), ({"patience": 1}, 2), ({"patience": 2, "lr": 0.1}, 3), ({"min_delta": 0.5}, 4)]
+)
+def test_a_trials_own_numbers_count(own: dict[str, Any], step: int) -> None:
+    judge = Patience(3).begin()
+    judge.on_begin(7, own)
+    assert stops_at(judge, 7, [0.5, 0.5, 0.5, 0.5]) == step
+
+
+def test_own_numbers_outlive_a_restart_and_change_with_the_configuration() -> None:
+    judge, again = Patience(3).begin(), Patience(3).begin()
+    judge.on_begin(0, {"patience": 1})
+    judge.on_begin(1, {"min_delta": 0.25})
+    again.restore(json.loads(json.dumps(judge.state())))
+    assert again.state() == judge.state()
+    assert stops_at(again, 0, [0.5, 0.5]) == 2
+    assert stops_at(again, 1, [0.5, 0.7, 0.9, 0.9, 0.9]) is None
+    judge.on_begin(0, {})
+    assert stops_at(judge, 0, [0.5, 0.5, 0.5, 0.5]) == 4
+    judge.on_end(Ended(0, 4, 0.5))
+    judge.on_end(Ended(1, 0, None))
+    assert judge.state() == {"best": {}, "own": {}}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"patience": 0}, r"patience: 0 is not an integer of at least 1"),
+        ({"min_delta": -1.0}, r"min_delta: -1\.0 is not a number of at least 0"),
+    ],
+)
+def test_values_of_a_configuration_that_cannot_be(config: dict[str, Any], message: str) -> None:
+    Patience(3).check_config({"lr": 0.1})
+    with pytest.raises(ExperimentError, match=message):
+        Patience(3).check_config(config)
+
+
 def test_reason_holds_the_numbers() -> None:
     judge = Patience(2, min_delta=0.01).begin()
     for step, score in enumerate([0.5, 0.505], start=1):
@@ -91,7 +137,7 @@ def test_ended_trials_leave_nothing_in_the_state() -> None:
     judge.on_report(Report(1, 1, 0.5))
     judge.on_end(Ended(0, 1, 0.5))
     judge.on_end(Ended(9, 0, None, failed=True))
-    assert judge.state() == {"1": [1, 0.5]}
+    assert judge.state() == {"best": {"1": [1, 0.5]}, "own": {}}
 
 
 def test_keeps_the_best_weights_and_trains_without_end() -> None:
