@@ -1,10 +1,11 @@
-"""Kill a study again and again, start it again, and count what was lost.
+"""Have faults come to a study again and again, start it again, and count what was lost.
 
-    python benchmarks/chaos.py --kills 50 --seed 0
+    python benchmarks/chaos.py --kills 50 --seed 0                  kills, on this machine
+    python benchmarks/chaos.py --hosts 3 --faults 100 --seed 0      faults of all kinds, on pretended hosts; as root
 
-Each round starts `python -m hpo.run benchmarks/chaos_study.py`, waits a random time after its first new report, and
-kills with SIGKILL: the driver, or a trial's process, in turn (after a trial's, the driver too: soon, or, in half of
-the rounds, when it has had the time to try the trial again). What a reader of the store was shown counts as
+Kills: each round starts `python -m hpo.run benchmarks/chaos_study.py`, waits a random time after its first new report,
+and kills with SIGKILL: the driver, or a trial's process, in turn (after a trial's, the driver too: soon, or, in half
+of the rounds, when it has had the time to try the trial again). What a reader of the store was shown counts as
 acknowledged, and is looked for after each kill, before anything is trained again. At the end the study is run to its
 end, and the journal is held against itself:
 
@@ -12,12 +13,18 @@ end, and the journal is held against itself:
     reports double        more than one row for a step of a trial
     wrong decisions       decisions that a replay of the journal does not give
 
-Exits with 1 if any of these is not 0.
+Faults: Ray runs on three hosts (`tests/cluster/hosts.py`), a head that holds the driver and two that train. Study
+after study, of one process a trial, of two workers on two hosts, and with its results in a bucket, meets the faults of
+its deck (`chaos_faults.py`), each when the study trains again after the one before, and is run to its end. A line of
+JSON tells of each fault and of each study, tables come at the end.
+
+Exits with 1 if any of the three counts is not 0, or a study does not finish.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -26,16 +33,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from hpo.engine.study import Study
-from hpo.errors import ReplayError
-from hpo.experiment_file import load
-from hpo.results import RunPaths, Store, read_entries
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.chaos_faults import Came, Drawn, by_kind, by_study, studies
+from benchmarks.chaos_ledger import Ledger, verdict
+from hpo.results import Store
+
+if TYPE_CHECKING:
+    from benchmarks.chaos_hosts import Cluster
 
 STUDY = Path(__file__).with_name("chaos_study.py")
 
@@ -47,16 +59,11 @@ def start(results: Path, trials: int, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True)
 
 
-def reports(results: Path) -> dict[tuple[int, int], str]:
-    """Step by step, what a reader sees now."""
-    rows = Store(results).sql("SELECT trial, step, score FROM reports").to_pylist()
-    return {(row["trial"], row["step"]): repr(row["score"]) for row in rows}
-
-
 def trial_processes(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     try:
         family = psutil.Process(driver.pid).children(recursive=True)
-        return [process for process in family if process.name().startswith("ray::Trial")]
+        titles = {process: " ".join(process.cmdline()) for process in family}
+        return [process for process, title in titles.items() if title.startswith("ray::") and "trial" in title.lower()]
     except psutil.NoSuchProcess:
         return []
 
@@ -76,26 +83,6 @@ def end(driver: subprocess.Popen[bytes]) -> None:
         except psutil.NoSuchProcess:
             continue
     driver.wait()
-
-
-@dataclass
-class Ledger:
-    """What readers were shown, and whether the store still says so after each kill."""
-
-    results: Path
-    acknowledged: dict[tuple[int, int], str] = field(default_factory=dict)
-    lost: set[tuple[int, int]] = field(default_factory=set)
-
-    def show(self) -> int:
-        """A reader looks."""
-        for key, score in reports(self.results).items():
-            self.acknowledged.setdefault(key, score)
-        return len(self.acknowledged)
-
-    def check(self) -> None:
-        """Nobody writes now: what was shown has to be there, before anybody trains it again."""
-        now = reports(self.results)
-        self.lost |= {key for key, score in self.acknowledged.items() if now.get(key) != score}
 
 
 def kill_once(ledger: Ledger, trials: int, kind: str, dice: random.Random, log: Path) -> bool:
@@ -121,62 +108,105 @@ def kill_once(ledger: Ledger, trials: int, kind: str, dice: random.Random, log: 
     return killed
 
 
-def verdict(ledger: Ledger) -> dict[str, Any]:
-    results = ledger.results
-    store = Store(results)
-    run = store.find_run("chaos_study")
-    now = reports(results)
-    doubles = store.sql("SELECT trial, step FROM reports GROUP BY ALL HAVING count(*) > 1").num_rows
-    entries = read_entries(RunPaths(results, "chaos_study", run["run_id"]))
-    wrong = 0
-    try:
-        Study(load(STUDY).experiment, lambda *_, **__: None).replay(entries)
-    except ReplayError as error:
-        print(error)
-        wrong = 1
-    decisions = sum(entry.kind in ("stopped", "paused", "failed") for entry in entries)
-    return {
-        "state": run["state"],
-        "acknowledged": len(ledger.acknowledged),
-        "reports": len(now),
-        "decisions": decisions,
-        "other scores when trained again": sum(entry.kind == "differs" for entry in entries),
-        "reports lost": len(ledger.lost),
-        "reports double": doubles,
-        "wrong decisions": wrong,
-    }
-
-
-def main() -> int:
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--kills", type=int, default=50)
-    parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--trials", type=int, default=300, help="Trials to begin with; raised when the study finishes.")
-    parse.add_argument("--minutes", type=float, default=600.0, help="Begin no round after so long.")
-    options = parse.parse_args()
+def kills(options: argparse.Namespace) -> int:
+    """Kill on this machine; the exit code."""
     dice = random.Random(options.seed)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hpo-chaos-") as folder:
         results, log = Path(folder) / "results", Path(folder) / "driver.log"
-        ledger, trials, kills = Ledger(results), options.trials, 0
-        while kills < options.kills and time.monotonic() - began < 60 * options.minutes:
-            kind = ("driver", "trial")[kills % 2]
+        ledger, trials, killed = Ledger(results), options.trials, 0
+        while killed < options.kills and time.monotonic() - began < 60 * options.minutes:
+            kind = ("driver", "trial")[killed % 2]
             if kill_once(ledger, trials, kind, dice, log):
-                kills += 1
-                print(f"{kills}: killed a {kind} process, {len(ledger.acknowledged)} reports shown", flush=True)
+                killed += 1
+                print(f"{killed}: killed a {kind} process, {len(ledger.acknowledged)} reports shown", flush=True)
             if Store(results).find_run("chaos_study")["state"] == "finished":
                 trials += options.trials
         last = start(results, trials, log)
         code = last.wait()
         end(last)
         ledger.check()
-        found = {"kills": kills, **verdict(ledger), "last exit code": code}
+        found = {"kills": killed, **verdict(ledger, STUDY), "last exit code": code}
         if code or found["state"] != "finished":
             print(log.read_text()[-4000:])
     found["minutes"] = round((time.monotonic() - began) / 60, 1)
     print(json.dumps(found, indent=2))
-    bad = found["reports lost"] + found["reports double"] + found["wrong decisions"] + code
-    return 1 if bad or found["state"] != "finished" else 0
+    return 1 if is_bad(found) else 0
+
+
+def is_bad(found: Mapping[str, Any]) -> bool:
+    """Whether anything was lost, double or wrong, or the study did not finish."""
+    counts = found["reports lost"] + found["reports double"] + found["wrong decisions"]
+    return bool(counts or found["last exit code"]) or found["state"] != "finished"
+
+
+def faults(options: argparse.Namespace) -> int:
+    """Have faults come on pretended hosts; the exit code."""
+    from benchmarks.chaos_hosts import Cluster
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # hosts and disks are taken down
+    began = time.monotonic()
+    lines: list[Mapping[str, Any]] = []
+    found: list[Mapping[str, Any]] = []
+    try:
+        with Cluster.up() as cluster:
+            until = began + 60 * options.minutes
+            for number, (of, deck) in enumerate(studies(options.faults, seed=options.seed), 1):
+                if options.only and number not in options.only:
+                    continue
+                if time.monotonic() > until:
+                    break
+                told, ended = one_study(cluster, of, deck, number=number, before=len(lines), until=until)
+                for line in (*told, ended):
+                    print(json.dumps(line), flush=True)
+                lines += told
+                found.append(ended)
+    finally:  # also of what came before somebody ended it
+        print(f"\n{by_kind(lines)}\n\n{by_study(found)}\n\n{(time.monotonic() - began) / 60:.1f} minutes")
+    return 1 if any(map(is_bad, found)) else 0
+
+
+def one_study(
+    cluster: Cluster, of: str, deck: Sequence[Drawn], *, number: int, before: int, until: float
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What is to be told of each fault of a study, and of the study."""
+    from benchmarks.chaos_driven import Driven
+
+    driven, code, error = Driven(cluster, of=of, number=number), 1, ""
+    came: list[Came] = []
+    try:
+        with driven.going_on():
+            for drawn in deck:
+                if time.monotonic() > until:
+                    break
+                came.append(driven.meet(drawn, number=before + len(came) + 1))
+                print(f"{came[-1].number}: {of}: {drawn.kind}, {came[-1].how} {came[-1].host}", flush=True)
+        code = driven.end()
+    except Exception:  # noqa: BLE001 - the other studies are worth having
+        error = traceback.format_exc()
+        print(error, driven.log.read_text()[-6000:], flush=True)
+        cluster.begin()
+        with contextlib.suppress(Exception):  # what was trained is brought to its end all the same
+            driven.end()
+    found = {**driven.found(), "faults": len(came), "last exit code": code, "error": error}
+    told = driven.lines(came)
+    driven.clear()
+    return told, found
+
+
+def main() -> int:
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("--kills", type=int, default=50)
+    parse.add_argument("--hosts", type=int, choices=(1, 3), default=1)
+    parse.add_argument("--faults", type=int, default=100, help="On three hosts.")
+    parse.add_argument(
+        "--only", type=int, nargs="+", help="Of the studies that the faults are dealt to: their numbers."
+    )
+    parse.add_argument("--seed", type=int, default=0)
+    parse.add_argument("--trials", type=int, default=300, help="Trials to begin with; raised when the study finishes.")
+    parse.add_argument("--minutes", type=float, default=600.0, help="Begin no round, or fault, after so long.")
+    options = parse.parse_args()
+    return kills(options) if options.hosts == 1 else faults(options)
 
 
 if __name__ == "__main__":
