@@ -8,8 +8,9 @@ search, forget checkpoints, or count wrongly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
+from ray.train._internal.storage import StorageContext
 from ray.tune import Callback, PlacementGroupFactory, Stopper
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import TrialScheduler
@@ -18,18 +19,25 @@ from ray.tune.search import SearchAlgorithm
 from hpo.engine.dashboard import name_steps, trial_name
 from hpo.engine.desk import Desk
 from hpo.engine.failures import explain, written_before
-from hpo.engine.trial_actor import MEASURED
+from hpo.engine.trial_actor import MEASURED, TrialActor
 from hpo.engine.trials import Lease
 from hpo.engine.worker import Saved, Trained
 
 
 class LeaseTrial(RayTrial):  # type: ignore[misc]
-    """A Tune trial that writes no files of its own and keeps what it is told."""
+    """A Tune trial that writes no files of its own, keeps what it is told, and tells its process no more than it needs.
+
+    What Tune adds for its own `Trainable` would make a process import Tune.
+    """
 
     lease: Lease
     failure: BaseException | None = None
     saved: Saved | None = None
     process: str = ""
+
+    def get_trainable_cls(self) -> type:
+        """What Tune makes an actor of."""
+        return TrialActor
 
     def init_local_path(self) -> None:
         """Name a folder, as Tune expects, but make none."""
@@ -51,6 +59,31 @@ class LeaseTrial(RayTrial):  # type: ignore[misc]
     def get_json_state(self) -> tuple[str, str]:
         """Nothing: runs are resumed from the journal."""
         return "{}", "{}"
+
+
+class _Told(dict[str, Any]):
+    """What a process is told; Tune adds to it, and that does not travel."""
+
+    own = ("workplace", "assignment")
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return type(self)(self)
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return dict, ({name: self[name] for name in self.own},)
+
+
+class _Untold(StorageContext):  # type: ignore[misc]
+    """Where Tune would have a process write: nothing that it is told."""
+
+    def __init__(self, storage: StorageContext) -> None:
+        vars(self).update(vars(storage))
+
+    def __copy__(self) -> Self:
+        return type(self)(self)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
 
 
 class _Unpickled:
@@ -79,7 +112,7 @@ class StudySearch(_Unpickled, SearchAlgorithm):  # type: ignore[misc]
     def add_configurations(self, experiments: Any) -> None:
         """Take the storage that Tune made."""
         first = experiments[0] if isinstance(experiments, list) else experiments
-        self._storage = first.storage
+        self._storage = _Untold(first.storage)
 
     def next_trial(self) -> RayTrial | None:
         """A Tune trial for the next lease, or None where no place is free or nothing is to be trained."""
@@ -90,10 +123,11 @@ class StudySearch(_Unpickled, SearchAlgorithm):  # type: ignore[misc]
             return None
         trial = LeaseTrial(
             self._trainable,
-            config=dict(self._assignment(lease)),
+            config=_Told(self._assignment(lease)),
             trial_id=f"{lease.trial:05d}-{lease.attempt:02d}",
             storage=self._storage,
             placement_group_factory=self._places,
+            _setup_default_resource=False,
         )
         trial.lease = lease
         return trial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -20,6 +21,8 @@ from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.job_config import JobConfig
+from ray.tune.execution import tune_controller
+from ray.tune.execution.class_cache import _ActorClassCache
 
 from hpo.engine.failures import KilledForMemory
 from hpo.engine.tokens import check_admission
@@ -80,6 +83,23 @@ def guard_against_memory_monitor() -> None:
 
     task_failed.guarded = True  # type: ignore[attr-defined]
     RayActorManager._actor_task_failed = task_failed
+
+
+class _PlainActors:
+    """Stands for Tune's cache of actor classes, which gives each of them environment variables."""
+
+    def __init__(self) -> None:
+        self.get = functools.cache(ray.remote)  # each exports the class once more
+
+
+def take_waiting_processes() -> None:
+    """Have Tune's actors live in processes that Ray has started ahead, where the driver brings no code along.
+
+    Such a process has the driver's environment already, but Ray starts another one, which takes a second, for an actor
+    that names variables of its own, as Tune's do. Calling this twice changes nothing.
+    """
+    brings_code = bool(ray.get_runtime_context().runtime_env)
+    tune_controller._ActorClassCache = _ActorClassCache if brings_code else _PlainActors
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from hpo.engine.cluster import (
     resources_on,
     shipped,
     shortage,
+    take_waiting_processes,
     tell_ray,
 )
 from hpo.engine.dashboard import check_dashboard_installed, dashboard_url, job_metadata, tell_job
@@ -39,7 +40,6 @@ from hpo.engine.plan import Plan, sketched
 from hpo.engine.reservations import reserve_safely
 from hpo.engine.shared_storage import absolute, check_storage
 from hpo.engine.sharing import epochs_left, shared_out, trials_left
-from hpo.engine.trial_actor import TrialActor
 from hpo.errors import ExperimentError, HpoError
 from hpo.experiment import check_concurrent
 from hpo.experiment_file import ExperimentFile
@@ -312,8 +312,9 @@ def _tune(opened: OpenRun, options: Options, desk: Desk, resources: Resources, *
     planned_epochs = epochs_left(desk, plan) / processes
     tell_ray(slots=slots())
     guard_against_memory_monitor()
+    take_waiting_processes()
     reserve_safely()
-    tune.register_trainable(TRAINABLE, TrialActor, warn=False)
+    tune.register_trainable(TRAINABLE, tune.Trainable, warn=False)  # whose place each trial gives to its own actor
     search = StudySearch(
         desk,
         trainable=TRAINABLE,
