@@ -199,13 +199,6 @@ def join(group: Group, *, device: torch.device) -> Team:
     return Team(Share(group.rank, group.size))
 
 
-def leave() -> None:
-    """End the process group of this process, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    _hosted.clear()
-
-
 def _talk_through(address: str) -> None:
     """Have gloo use the network that the node's address is on: a host's own name often means loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
