@@ -99,7 +99,9 @@ class Desk:
         lease = self.study.lease()
         if lease is not None:
             self.keeper.begin(lease.trial)
-            if lease.why != "new":
+            if (parent := lease.continues) is not None:
+                self.watcher.happened(f"trial {lease.trial} goes on from trial {parent.trial} of run {parent.run}")
+            elif lease.why != "new":
                 step = lease.checkpoint.step if lease.checkpoint else 0
                 self.watcher.happened(f"trial {lease.trial} {lease.why} from step {step}")
         return lease
@@ -195,7 +197,7 @@ class Desk:
     def _give_up_where_nothing_works(self, trial: int, message: str) -> None:
         """End a run none of whose first attempts got through a single step: the fault is not in the configurations."""
         self._num_in_vain += 1
-        if self.num_steps == 0 and self._num_in_vain >= ATTEMPTS_IN_VAIN:
+        if self.num_steps == 0 and self._num_in_vain == ATTEMPTS_IN_VAIN:
             self.in_vain = (
                 f"none of the first {self._num_in_vain} attempts got through a step; that of trial {trial}: {message}"
             )
