@@ -7,11 +7,11 @@ VENV ?= .venv
 run: $(VENV)/installed
 	$(VENV)/bin/python -m hpo.run experiments/cifar_lr_dropout.py --quick
 
-# Those that start Ray mostly wait; the others compute meanwhile, and give way.
+# Those that start Ray mostly wait, so two of them run at a time; the others compute meanwhile, and give way.
 test: $(VENV)/installed
 	@echo "pytest -m integration, and beside it the rest"; \
 	nice -n 19 $(VENV)/bin/python -m pytest -m "not integration" >$(VENV)/rest.log 2>&1 & rest=$$!; \
-	$(VENV)/bin/python -m pytest -m integration; result=$$?; \
+	$(VENV)/bin/python -m pytest -m integration --numprocesses 2 --dist loadscope; result=$$?; \
 	wait $$rest || result=1; cat $(VENV)/rest.log; exit $$result
 
 check: $(VENV)/installed

@@ -77,7 +77,7 @@ class _Untold(StorageContext):  # type: ignore[misc]
     """Where Tune would have a process write: nothing that it is told."""
 
     def __init__(self, storage: StorageContext) -> None:
-        vars(self).update(vars(storage))
+        self.__dict__.update(vars(storage))
 
     def __copy__(self) -> Self:
         return type(self)(self)
