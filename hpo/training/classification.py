@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpo.errors import ExperimentError
-from hpo.training.data import ImageData
-from hpo.training.data.tables import TableData
+from hpo.training.data import ChunkFolder, ImageData, TableData
 from hpo.training.feed import FedTask, Feed
 from hpo.training.image_feed import ImageFeed
 from hpo.training.learning import Tally
 from hpo.training.rules import Rule, number
+from hpo.training.shard_feed import shard_feed
 from hpo.training.tabular import Classes, TableFeed
 
 
@@ -33,13 +33,15 @@ class Classification(FedTask):
         model: Gives logits (B, num_classes) of images (B, C, H, W). It may ask for `in_channels` (C),
             `num_classes`, `image_size` (H, or (H, W) where they differ), `in_features` (C x H x W). Of rows: of their
             normalised features (B, in_features); it may ask for `in_features`, `num_classes`.
-        data: The images, or a table whose targets are classes (N,).
+        data: The images, or a table whose targets are classes (N,); or shards of either.
     """
 
-    data: ImageData | TableData
+    data: ImageData | TableData | ChunkFolder
 
     @property
     def feed(self) -> Feed:
+        if isinstance(self.data, ChunkFolder):
+            return shard_feed(self.data, Classes())
         if isinstance(self.data, ImageData):
             return ImageFeed(self.data)
         if isinstance(self.data, TableData):

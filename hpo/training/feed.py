@@ -14,6 +14,7 @@ from hpo.protocols import Dataset, Setting
 from hpo.training.learning import Source
 from hpo.training.settings import DataSettings
 from hpo.training.supervised import SupervisedTask
+from hpo.trial import Config
 
 
 class Feed(ABC):
@@ -34,9 +35,21 @@ class Feed(ABC):
     def settings(self) -> type[DataSettings]:
         """See `SupervisedTask.data_settings`."""
 
+    def check_config(self, config: Config) -> None:
+        """Raise ExperimentError where a hyper-parameter does not go with how the data were declared."""
+        return
+
     @abstractmethod
     def locate(self, data_dir: Path | None) -> Dataset:
         """See `Task.locate`."""
+
+    def as_of(self, dataset: Dataset, num_pieces: int) -> Dataset | None:
+        """See `Task.as_of`; None: nothing but all of the data can be had."""
+        return None
+
+    def num_chunks(self, dataset: Dataset) -> int | None:
+        """See `Task.num_chunks`; by default, each shard is one."""
+        return len(dataset.pieces) or None
 
     @abstractmethod
     def given_by(self, dataset: Dataset) -> Mapping[str, Any]:
@@ -76,8 +89,18 @@ class FedTask(SupervisedTask):
             where = error.where if error.where == "data" else f"data.{error.where}"
             raise ExperimentError(error.problem, where=where, remedy=error.remedy) from None
 
+    def check_config(self, config: Config) -> None:
+        super().check_config(config)
+        self.feed.check_config(config)
+
     def locate(self, data_dir: Path | None) -> Dataset:
         return self.feed.locate(data_dir)
+
+    def as_of(self, dataset: Dataset, num_pieces: int) -> Dataset:
+        return self.feed.as_of(dataset, num_pieces) or super().as_of(dataset, num_pieces)
+
+    def num_chunks(self, dataset: Dataset) -> int | None:
+        return self.feed.num_chunks(dataset)
 
     def given_by(self, dataset: Dataset) -> Mapping[str, Any]:
         return self.feed.given_by(dataset)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hpo.errors import ExperimentError
 from hpo.training.blocks import Block, blocks
 from hpo.training.rules import Rule, integer, number
+from hpo.training.settings import ChunkSettings
 
 
 def _is_freeze(value: object) -> bool:
@@ -92,14 +93,15 @@ class FineTuning:
     Args:
         model: New: nothing of it has been frozen here.
         settings: How.
+        chunks: Of data that grow: what they freeze from the second chunk on takes the place of what `settings` do.
 
     Raises:
         ExperimentError: A pattern matches nothing, or nothing is left to train.
     """
 
-    def __init__(self, model: nn.Module, settings: FineTuningSettings) -> None:
+    def __init__(self, model: nn.Module, settings: FineTuningSettings, chunks: ChunkSettings | None = None) -> None:
         self.blocks: tuple[Block, ...] = blocks(model)
-        self._settings = settings
+        self._settings, self._chunks = settings, chunks
         self._never = frozenset(name for name, value in model.named_parameters() if not value.requires_grad)
         self._first = self._frozen_at_first()
         self._norms = [
@@ -108,15 +110,24 @@ class FineTuning:
             if isinstance(part, _BatchNorm)
         ]
         if not self.trained(0):
-            raise ExperimentError(
-                f"{settings.freeze!r} leaves nothing to train: the model's blocks are "
-                + ", ".join(block.name or "the whole model" for block in self.blocks),
-                where="freeze",
-                remedy=f"freeze fewer, at most {len(self.blocks) - 1}, or -1 for all but the head",
-            )
+            raise self._all_frozen("freeze", settings.freeze)
+        for number_, frozen in enumerate(() if chunks is None else chunks.frozen_later, start=1):
+            if chunks is not None and not self.trained(number_ * chunks.epochs_per_chunk):
+                raise self._all_frozen("chunk_freeze", frozen)
+
+    def _all_frozen(self, where: str, frozen: object) -> ExperimentError:
+        return ExperimentError(
+            f"{frozen!r} leaves nothing to train: the model's blocks are "
+            + ", ".join(block.name or "the whole model" for block in self.blocks),
+            where=where,
+            remedy=f"freeze fewer, at most {len(self.blocks) - 1}, or -1 for all but the head",
+        )
 
     def frozen(self, epoch: int) -> frozenset[str]:
         """Names of the parameters that do not train in an epoch."""
+        later = () if self._chunks is None else self._chunks.frozen_later
+        if self._chunks is not None and later and (chunk := epoch // self._chunks.epochs_per_chunk):
+            return self._never | self._in_blocks(later[min(chunk, len(later)) - 1])
         every = self._settings.unfreeze_every
         frozen = [block for block in self.blocks if not self._first.isdisjoint(block.parameters)]
         kept = frozen[: max(0, len(frozen) - (0 if every is None else epoch // every))]
@@ -168,7 +179,11 @@ class FineTuning:
         freeze = self._settings.freeze
         if isinstance(freeze, str):
             return self._matching(freeze)
-        return frozenset(name for block in self.blocks[:freeze] for name in block.parameters) if freeze else frozenset()
+        return self._in_blocks(freeze or 0)
+
+    def _in_blocks(self, num: int) -> frozenset[str]:
+        """Names of the parameters in so many leading blocks, or, below 0, in all but so many."""
+        return frozenset(name for block in self.blocks[:num] for name in block.parameters) if num else frozenset()
 
     def _matching(self, pattern: str) -> frozenset[str]:
         names = [name for block in self.blocks for name in block.parameters]

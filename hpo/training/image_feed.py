@@ -10,9 +10,14 @@ import torch
 
 from hpo.protocols import Dataset, Setting
 from hpo.training.data import ImageData, Located
+from hpo.training.data.images import ChunkedImages
 from hpo.training.feed import Feed
-from hpo.training.images import ImageSettings, ImageSource, given_by_images
+from hpo.training.images import ChunkedImageSettings, ImageSettings, ImageSource, given_by_images
 from hpo.training.share import WHOLE, Share
+from hpo.trial import Config
+
+IMAGES_GIVE = ("in_channels", "in_features", "image_size", "num_classes")
+"""Names of the arguments that images give a model."""
 
 
 class ImageFeed(Feed):
@@ -22,15 +27,26 @@ class ImageFeed(Feed):
         data: The data set.
     """
 
-    gives = ("in_channels", "in_features", "image_size", "num_classes")
-    settings = ImageSettings
+    gives = IMAGES_GIVE
 
     def __init__(self, data: ImageData) -> None:
         self._data = data
+        self._chunks = data.chunks if isinstance(data, ChunkedImages) else None
+
+    @property
+    def settings(self) -> type[ImageSettings]:
+        return ImageSettings if self._chunks is None else ChunkedImageSettings
 
     @property
     def data(self) -> ImageData:
         return self._data
+
+    def check_config(self, config: Config) -> None:
+        if self._chunks is not None:
+            self._chunks.check_config(config)
+
+    def num_chunks(self, dataset: Dataset) -> int | None:
+        return None if self._chunks is None else self._chunks.num_chunks
 
     def locate(self, data_dir: Path | None) -> Dataset:
         located = self._data.locate(data_dir)
@@ -48,16 +64,21 @@ class ImageFeed(Feed):
     def open(self, setting: Setting) -> ImageSource:
         located = Located.from_json(setting.dataset.located)
         images = self._data.load(located, cache_dir=setting.cache_dir)
-        device = torch.device(setting.device)
-        room = None
-        if device.type == "cuda":
-            share = min(setting.gpus or 1, 1) * setting.data_memory_fraction
-            room = share * torch.cuda.get_device_properties(device).total_memory
         group = setting.group
         return ImageSource(
             images,
-            device=device,
-            room_bytes=room,
+            device=torch.device(setting.device),
+            room_bytes=room_for(setting),
             num_workers=max(1, setting.num_threads - 1),
             share=WHOLE if group is None else Share(group.rank, group.size),
+            chunks=self._chunks,
         )
+
+
+def room_for(setting: Setting) -> float | None:
+    """Bytes that data may take on the device; None: no limit."""
+    device = torch.device(setting.device)
+    if device.type != "cuda":
+        return None
+    share = min(setting.gpus or 1, 1) * setting.data_memory_fraction
+    return share * torch.cuda.get_device_properties(device).total_memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, device, nn
@@ -14,7 +15,7 @@ from hpo.protocols import Setting
 from hpo.training.capturable import Capturable
 from hpo.training.fine_tuning import FineTuningSettings
 from hpo.training.schedules import Schedule
-from hpo.training.settings import DataSettings, LoopSettings, StartSettings
+from hpo.training.settings import ChunkSettings, DataSettings, LoopSettings, StartSettings
 from hpo.trial import Config
 
 Batch = tuple[Tensor, Tensor]
@@ -33,9 +34,15 @@ class Stream(ABC):
     batch within reach, and computes with it. A stream whose `batch` computes from tensors that stay where they are
     can be captured; it has a `place`, and implements these three itself.
 
-    Law: from the same `state()` it goes on with the same batches, bit for bit.
+    Law: from the same `state()`, taken between any two batches, it goes on with the same batches, bit for bit.
+
+    Attributes:
+        position: Batches of the epoch under way that were had; 0 between two epochs.
+        batch_size: Samples of each whole batch, where it may be another number than the one that was asked for.
     """
 
+    position: int = 0
+    batch_size: int | None = None
     _batches: Iterator[Batch]
     _within_reach: Batch
 
@@ -52,22 +59,35 @@ class Stream(ABC):
     @property
     @abstractmethod
     def num_samples(self) -> int:
-        """Samples of one epoch, those of other processes included."""
+        """Samples of the epoch under way, or, between two, of the next one, those of other processes included."""
+
+    @property
+    def chunk(self) -> int | None:
+        """Piece of growing data, from 1, that the epoch under way is of, or, between two, the next one."""
+        return None
+
+    @property
+    def num_epochs(self) -> int | None:
+        """Epochs after which all pieces of growing data have been had; None: there is no such number."""
+        return None
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the next epoch."""
 
     def begin_epoch(self) -> None:
-        """Begin the next epoch."""
-        self._batches = iter(self)
+        """Begin the next epoch; or go on with one, where `restore` has put `position` into it."""
+        self._batches = islice(iter(self), self.position, None)
 
     def advance(self) -> bool:
         """Bring the next batch within reach; False at the end of the epoch."""
         batch = next(self._batches, None)
-        if batch is not None:
-            self._within_reach = batch
-        return batch is not None
+        if batch is None:
+            self.position = 0
+            return False
+        self.position += 1
+        self._within_reach = batch
+        return True
 
     def batch(self) -> Batch:
         """The batch within reach; of a stream with a place, before the first `advance`, any batch of that form."""
@@ -79,11 +99,11 @@ class Stream(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Tensors and plain containers that the epochs to come depend on; taken between two epochs."""
+        """Tensors and plain containers that the batches to come depend on; taken between any two of them."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken; `begin_epoch` comes next, also where that was within an epoch."""
 
 
 class Source(ABC, Generic[Settings]):
@@ -112,7 +132,14 @@ class Source(ABC, Generic[Settings]):
 
     @abstractmethod
     def validation(self, settings: Settings) -> Iterable[Batch]:
-        """The samples that are held out, always in the same order."""
+        """The samples that are held out, always in the same order; of growing data, `parts` are asked for instead."""
+
+    def parts(self, settings: Settings, *, chunk: int) -> Mapping[str, Iterable[Batch]]:
+        """Of growing data, the samples that are held out of the chunks up to this one (from 1), in the same order.
+
+        By name: "new" has those of this chunk; "old" has those of the chunks before, and is left out for the first.
+        """
+        return {}
 
     @abstractmethod
     def testing(self, settings: Settings) -> Iterable[Batch]:
@@ -121,6 +148,15 @@ class Source(ABC, Generic[Settings]):
         Raises:
             DataError: There is none.
         """
+
+    def preprocessing(self, settings: Settings) -> Mapping[str, Any]:
+        """JSON of what lies between raw samples and a model trained with `settings`, for those who have its weights.
+
+        "inputs" has a `mean` and a `std`, (F,) each, of a row's features or of the channels of pixels from 0 to 255:
+        the model takes (inputs - mean) / std. "targets" has those of the outputs (K,): outputs * std + mean are in the
+        units of the targets. "classes" names the outputs. What is left out is taken as it is.
+        """
+        return {}
 
 
 class Tally(ABC):
@@ -178,6 +214,16 @@ class Recipe:
     loop: LoopSettings
     fine_tuning: FineTuningSettings = field(default_factory=FineTuningSettings)
     start: StartSettings = field(default_factory=StartSettings)
+
+    @property
+    def chunks(self) -> ChunkSettings | None:
+        """How a trial trains on data that grow; None where they do not."""
+        return self.data if isinstance(self.data, ChunkSettings) else None
+
+    @property
+    def tunes(self) -> bool:
+        """Whether some of the model's parameters do not always train, or not all at the whole learning rate."""
+        return not self.fine_tuning.is_off or (self.chunks is not None and self.chunks.chunk_freeze is not None)
 
 
 class Learning(ABC):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpo.training.data.tables import TableData
-from hpo.training.feed import FedTask
+from hpo.training.data import ChunkFolder, TableData
+from hpo.training.feed import FedTask, Feed
 from hpo.training.learning import Tally
 from hpo.training.regression import check_outputs
 from hpo.training.rules import Rule, number
+from hpo.training.shard_feed import shard_feed
 from hpo.training.tabular import Labels, TableFeed
 
 
@@ -31,13 +32,15 @@ class MultiLabel(FedTask):
     Args:
         model: Gives logits (B, num_outputs) of normalised features (B, in_features). It may ask for `in_features` and
             `num_outputs`, also named `out_features` or `num_classes`. A label is predicted where its logit is above 0.
-        data: The table; its targets are 0 and 1, (N, num_outputs).
+        data: The table, or shards of one; its targets are 0 and 1, (N, num_outputs).
     """
 
-    data: TableData
+    data: TableData | ChunkFolder
 
     @property
-    def feed(self) -> TableFeed:
+    def feed(self) -> Feed:
+        if isinstance(self.data, ChunkFolder):
+            return shard_feed(self.data, Labels())
         return TableFeed(self.data, Labels())
 
     @property

@@ -23,25 +23,32 @@ class MuonAndAdamW(LeanOptimizer):
     Args:
         parameters: Tensors, or groups of them.
         lr: Of both.
+        betas: Of AdamW.
+        eps: Of AdamW.
         weight_decay: Of both.
-        muon: Further settings of Muon.
-        adamw: Further settings of AdamW.
+        momentum: Of Muon.
+        nesterov: Of Muon.
+        ns_steps: Newton-Schulz iterations of Muon.
     """
 
     def __init__(
         self,
         parameters: Iterable[Any],
         *,
-        lr: float,
-        weight_decay: float,
-        muon: Mapping[str, Any],
-        adamw: Mapping[str, Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
     ) -> None:
         given = list(parameters)
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+        muon = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": "match_rms_adamw"}
         self._kinds: dict[bool, tuple[Any, dict[str, Any]]] = {
-            True: (lean(torch.optim.Muon), {**muon, "adjust_lr_fn": "match_rms_adamw"}),
-            False: (lean(torch.optim.AdamW), {**adamw, "fused": True}),
+            True: (lean(torch.optim.Muon), muon),
+            False: (lean(torch.optim.AdamW), {"betas": betas, "eps": eps, "fused": True}),
         }
         split = [
             {**group, **self._kinds[is_matrix][1], "params": chosen, MATRIX: is_matrix}

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hpo.errors import ExperimentError
-from hpo.training.data.tables import TableData
-from hpo.training.feed import FedTask
+from hpo.training.data import ChunkFolder, TableData
+from hpo.training.feed import FedTask, Feed
 from hpo.training.learning import Tally
 from hpo.training.rules import Rule, number, one_of
+from hpo.training.shard_feed import shard_feed
 from hpo.training.tabular import Quantities, TableFeed
 from hpo.trial import Config
 
@@ -34,13 +35,15 @@ class Regression(FedTask):
     Args:
         model: Gives numbers (B, num_outputs) of normalised features (B, in_features). It may ask for `in_features` and
             `num_outputs`, also named `out_features` or `num_classes`.
-        data: The table; its targets are numbers (N,) or (N, num_outputs).
+        data: The table, or shards of one; its targets are numbers (N,) or (N, num_outputs).
     """
 
-    data: TableData
+    data: TableData | ChunkFolder
 
     @property
-    def feed(self) -> TableFeed:
+    def feed(self) -> Feed:
+        if isinstance(self.data, ChunkFolder):
+            return shard_feed(self.data, Quantities())
         return TableFeed(self.data, Quantities())
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from hpo.training.capturable import INITIAL_LR
 from hpo.training.distributed import Team
 from hpo.training.fine_tuning import FineTuning, hold_frozen_norms
-from hpo.training.learning import Batch, Recipe, Stream
+from hpo.training.learning import Recipe, Stream
 from hpo.training.learning_rate import LearningRate
+from hpo.training.measuring import HeldOut
 from hpo.training.step import TrainStep
 from hpo.training.update import Average
 from hpo.training.watch import ActivationWatch
@@ -26,15 +27,19 @@ _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable", "decouple
 
 @dataclass
 class Best:
-    """The best step so far. `weights` is None while the model still holds them: most trials end on their best."""
+    """The best step so far; of data that grow, of the newest chunk, since more is held out with each.
+
+    `weights` is None while the model still holds them: most trials end on their best.
+    """
 
     step: int = 0
     score: float | None = None
     weights: dict[str, Tensor] | None = None
+    chunk: int | None = None
 
-    def see(self, step: int, score: float) -> None:
-        if math.isfinite(score) and (self.score is None or score > self.score):
-            self.step, self.score, self.weights = step, score, None
+    def see(self, step: int, score: float, chunk: int | None) -> None:
+        if math.isfinite(score) and (self.score is None or chunk != self.chunk or score > self.score):
+            self.step, self.score, self.weights, self.chunk = step, score, None, chunk
 
     def before_training(self, shown: Callable[[], Mapping[str, Tensor]]) -> None:
         """Copy the weights that were measured, which are about to change."""
@@ -44,7 +49,13 @@ class Best:
 
 @dataclass
 class Running:
-    """All that belongs to one trial and not to the process."""
+    """All that belongs to one trial and not to the process.
+
+    Attributes:
+        epoch: Epochs completed.
+        num_steps: Times that it was measured.
+        is_under_way: Whether an epoch has been begun, and is not over.
+    """
 
     config: Config
     seed: int
@@ -54,12 +65,14 @@ class Running:
     average: Average | None
     learning_rate: LearningRate
     stream: Stream
-    validation: Iterable[Batch]
+    held_out: HeldOut
     tuning: FineTuning | None = None
     activations: ActivationWatch | None = None
     train_step: TrainStep | None = None
     notes: dict[str, str] = field(default_factory=dict)
     epoch: int = 0
+    num_steps: int = 0
+    is_under_way: bool = False
     best: Best = field(default_factory=Best)
 
     @property
@@ -73,11 +86,53 @@ class Running:
         if self.tuning is not None:
             hold_frozen_norms(self.model, self.tuning.frozen_norms(self.epoch))
 
-    def rates(self) -> Iterator[bool]:
-        """Sets the rate for the next batch of this epoch, each time: whether it is another one."""
+    @property
+    def last_epoch(self) -> int | None:
+        """Epochs after which the trial is finished by its own configuration, where that says so."""
+        return self.recipe.loop.epochs or self.stream.num_epochs
+
+    @property
+    def num_chunks(self) -> int | None:
+        """Chunks completed; None where the data do not grow."""
+        chunks = self.recipe.chunks
+        return None if chunks is None else self.epoch // chunks.epochs_per_chunk
+
+    def begin_epoch(self) -> None:
+        """Begin the next epoch, or go on with the one under way."""
+        if not self.is_under_way:
+            self.stream.begin_epoch()
+            self.is_under_way = True
+
+    def advance(self, until: int | None) -> bool:
+        """Bring the next batch within reach, up to this many of the epoch; False where there is none."""
+        if self.stream.position == until:
+            return False
+        self.is_under_way = self.stream.advance()
+        return self.is_under_way
+
+    @property
+    def until(self) -> int | None:
+        """Batches of the epoch under way that were had when the step is over; None: all of them."""
+        every = self.recipe.loop.val_check_interval
+        end = self.num_batches if every is None else self.stream.position + every
+        return None if end >= self.num_batches else end
+
+    def rates(self, until: int | None) -> Iterator[bool]:
+        """Sets the rate for the next batch of this epoch, each time: whether it is another one.
+
+        It begins with the batch after those that were had when it is asked for.
+        """
+        num = self.num_batches
+        batches = range(self.stream.position, num if until is None else until)
+        by_group = [
+            self.learning_rate.of_epoch(group[INITIAL_LR], self.epoch, num_batches=num, batches=batches)
+            for group in self.optimizer.param_groups
+        ]
+        return self._set(list(zip(*by_group, strict=True)))
+
+    def _set(self, rates: list[tuple[float, ...]]) -> Iterator[bool]:
         groups = self.optimizer.param_groups
-        by_group = [self.learning_rate.of_epoch(group[INITIAL_LR], self.epoch) for group in groups]
-        for now in zip(*by_group, strict=True):
+        for now in rates:
             changed = [group["lr"] for group in groups] != list(now)
             for group, rate in zip(groups, now, strict=True):
                 group["lr"] = rate
@@ -85,9 +140,23 @@ class Running:
 
     @property
     def num_batches(self) -> int:
-        """Of an epoch."""
-        num_samples = self.stream.num_samples
-        return -(-num_samples // max(min(self.recipe.loop.batch_size, num_samples), 1))
+        """Of the epoch under way, or, between two, of the next one."""
+        return -(-self.stream.num_samples // self._samples_of_a_batch)
+
+    def num_samples(self, first: int, until: int | None) -> int:
+        """Samples of the batches `first` up to `until` of the epoch under way."""
+        num, size = self.stream.num_samples, self._samples_of_a_batch
+        return (num if until is None else min(until * size, num)) - min(first * size, num)
+
+    @property
+    def share_of_epoch(self) -> float:
+        """Which part of the epoch under way the next step trains on."""
+        num = self.num_samples(self.stream.position, self.until)
+        return num / self.stream.num_samples if num else 1.0
+
+    @property
+    def _samples_of_a_batch(self) -> int:
+        return max(min(self.stream.batch_size or self.recipe.loop.batch_size, self.stream.num_samples), 1)
 
     def watched(self, team: Team, trained: Mapping[str, Tensor], validated: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What was asked to be watched in an epoch whose measures these are; see `hpo.training.watch`."""
@@ -118,20 +187,28 @@ class Running:
 
     def state(self) -> dict[str, Any]:
         return {
+            "chunk": self.stream.chunk,
             "epoch": self.epoch,
+            "position": self.stream.position,
+            "step": self.num_steps,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state(),
             "learning_rate": self.learning_rate.state(),
             "stream": self.stream.state(),
-            "best": {"step": self.best.step, "score": self.best.score, "model": self.best.weights},
+            "best": {
+                "step": self.best.step,
+                "score": self.best.score,
+                "model": self.best.weights,
+                "chunk": self.best.chunk,
+            },
         }
 
     def restore(self, state: Mapping[str, Any], device: torch.device, *, own_numbers: bool = False) -> None:
         best, weights = state["best"], state["best"]["model"]
         if weights is not None:
             weights = {name: value.to(device) for name, value in weights.items()}
-        self.best = Best() if own_numbers else Best(best["step"], best["score"], weights)
+        self.best = Best() if own_numbers else Best(best["step"], best["score"], weights, best.get("chunk"))
         self.model.load_state_dict(state["model"])
         _restore_optimizer(self.optimizer, state["optimizer"], own_numbers=own_numbers)
         if self.average is not None:
@@ -140,6 +217,8 @@ class Running:
             self.learning_rate.restore(state["learning_rate"])
         self.stream.restore(state["stream"])
         self.epoch = state["epoch"]
+        self.num_steps = state.get("step", self.epoch)
+        self.is_under_way = False
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, own_numbers: bool) -> None:

@@ -38,6 +38,48 @@ class DataSettings:
     split_seed: int = 0
 
 
+def _is_chunk_freeze(value: object) -> bool:
+    blocks = integer(-1)
+    return value is None or blocks.holds(value) or several(blocks, example=(), least=1).holds(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkSettings:
+    """How a trial trains on data that grow; the settings of such data inherit from it, beside those of their kind.
+
+    Attributes:
+        epochs_per_chunk: Epochs that each chunk is trained on.
+        replay: Samples of the chunks before that are trained on together with a chunk, as a share of its samples, in
+            [0, 1]; None: as the data declare.
+        chunk_lr_decay: What the learning rate is multiplied by with each further chunk, above 0.
+        chunk_rewarm: Whether warm-up and schedule begin anew with each chunk, whose epochs are then their span; else
+            they run over all epochs.
+        chunk_freeze: So many leading blocks do not train from the second chunk on, as `freeze` has it; of several
+            numbers, the first is for the second chunk, and so on, the last one for all that follow. None: as in the
+            first chunk.
+    """
+
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "epochs_per_chunk": integer(3, least=1),
+        "replay": number(0.2, least=0, most=1).or_none(),
+        "chunk_lr_decay": number(0.7, above=0),
+        "chunk_rewarm": flag(),
+        "chunk_freeze": Rule("a number of blocks, a tuple of such numbers, or None", (1, 2), _is_chunk_freeze),
+    }
+
+    epochs_per_chunk: int = 1
+    replay: float | None = None
+    chunk_lr_decay: float = 1.0
+    chunk_rewarm: bool = True
+    chunk_freeze: int | tuple[int, ...] | None = None
+
+    @property
+    def frozen_later(self) -> tuple[int, ...]:
+        """The numbers of blocks that `chunk_freeze` gives."""
+        freeze = self.chunk_freeze
+        return () if freeze is None else (freeze,) if isinstance(freeze, int) else tuple(freeze)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """How a trial trains.
@@ -72,8 +114,11 @@ class LoopSettings:
             (`grad_norm`), "updates" (`update_ratio`) and "activations" (`dead_share` of rectifiers in validation), each
             of the whole model and of each layer; "gap" (`val_loss - train_loss`; the latter is measured while training,
             with dropout and augmentation, so the gap may be negative); "all".
-        print_freq: Batches between two lines in the trial's log that tell the means of the epoch so far, for which the
-            host waits for the device; None or 0: a line for each epoch only, as there is in any case.
+        val_check_interval: Batches of a step: after so many, and at the end of each epoch, the trial measures and
+            reports, and may be saved or stopped. Policies, and `scheduler_patience` of "plateau", then count these
+            steps. None: a step is an epoch.
+        print_freq: Batches between two lines in the trial's log that tell the means of the step so far, for which the
+            host waits for the device; None or 0: a line for each step only, as there is in any case.
         compile: Whether the model is compiled by `torch.compile`: "off"; "on"; "auto" on a GPU where the epochs that
             the study is likely to train repay the time.
     """
@@ -100,6 +145,7 @@ class LoopSettings:
             ("gradients", "gap"),
             lambda value: _to_watch.holds(value) or several(_to_watch, example=()).holds(value),
         ),
+        "val_check_interval": integer(100, least=1).or_none(),
         "print_freq": integer(100, least=0).or_none(),
         "compile": one_of("off", "auto", "on"),
     }
@@ -121,6 +167,7 @@ class LoopSettings:
     sync_batch_norm: bool = False
     find_unused_parameters: bool = False
     watch: str | tuple[str, ...] = ()
+    val_check_interval: int | None = None
     print_freq: int | None = None
     compile: str = "off"
 

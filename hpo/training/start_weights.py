@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from hpo.errors import ExperimentError
 from hpo.start_from import START_FROM, Offered, parse
 from hpo.training.learning import Recipe
+from hpo.training.models import TorchvisionModel, torchvision_stems, torchvision_weights
 from hpo.training.settings import StartSettings
 from hpo.training.start import StartReport, load_start
 from hpo.training.weights_file import digest, read_weights
 
-_FEATURES = "features."
 _log = logging.getLogger(__name__)
 
 
@@ -56,14 +56,8 @@ def load_weights(weights: Path | str, model: nn.Module, *, recipe: Recipe) -> tu
 
 
 def _offered(build: Callable[..., Any], name: str, model: nn.Module) -> tuple[Mapping[str, Tensor], Path]:
-    from hpo.training.models import torchvision_stems, torchvision_weights
-
     member, network = _member(build, name)
-    state = torchvision_weights.fitted(
-        torchvision_weights.load_weights(member), model, first=torchvision_stems.stem_of(network).first
-    )
-    if member.meta.get("categories") is None:  # torchvision's file has features alone, and its head is not a number
-        state = {name: value for name, value in state.items() if name.startswith(_FEATURES)}
+    state = torchvision_weights.state_for(model, member, first=torchvision_stems.stem_of(network).first)
     return state, torchvision_weights.find_file(member.url)
 
 
@@ -71,8 +65,6 @@ def _member(build: Callable[..., Any], name: str) -> tuple[Any, str]:
     """Torchvision's member for the weights, and its name of the network."""
     while isinstance(build, functools.partial):
         build = build.func
-    from hpo.training.models import TorchvisionModel, torchvision_weights
-
     if not isinstance(build, TorchvisionModel):
         shown = getattr(build, "__name__", type(build).__name__)
         raise ExperimentError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +45,7 @@ class Work:
         tally: Counts each batch.
         cast: Sets the precision of the forward pass; may be entered again and again.
         device: Where all of these are.
+        place: Of the stream, when the step was made.
         team: The processes that step together.
         distributed: What averages their gradients, around the model; None where there is one process.
         average: Of the model's weights, over the steps; None where there is none.
@@ -60,6 +61,7 @@ class Work:
     tally: Tally
     cast: AbstractContextManager[object]
     device: torch.device
+    place: object = None
     team: Team = ALONE
     distributed: DistributedDataParallel | None = None
     average: Average | None = None
@@ -255,6 +257,16 @@ def _pieces(num: int, sizes: tuple[int, int], *, at_once: int | None) -> list[sl
     least, most = sizes
     num_pieces = 1 if at_once is None else min(-(-most // at_once), least)
     return [Share(rank, num_pieces).of(num) for rank in range(num_pieces)]
+
+
+def cast_of(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+    """What sets the precision of a forward pass there; may be entered again and again."""
+    precision = recipe.loop.precision
+    if precision == "auto":
+        low = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        low = precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
 
 
 def laid_out(inputs: Tensor, recipe: Recipe) -> Tensor:

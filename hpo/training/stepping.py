@@ -68,7 +68,7 @@ class Stepping:
     ) -> None:
         self._device, self._record, self._no_record = device, record, no_record
         self._planned_epochs = planned_epochs
-        self._num_epochs, self._epoch_s = 0, 0.0
+        self._num_epochs, self._epoch_s = 0.0, 0.0
         self._captured: CapturedStep | None = None
         self._refused: tuple[Blueprint, str] | None = None
         self._uncompilable = ""
@@ -142,10 +142,10 @@ class Stepping:
         self._say("compile", f"off: {self._uncompilable}")
         return self._made(work)
 
-    def trained(self, *, epoch_s: float) -> None:
-        """An epoch took so long."""
-        self._num_epochs += 1
-        self._epoch_s = epoch_s
+    def trained(self, *, step_s: float, share: float) -> None:
+        """A step, that `share` of an epoch, took so long."""
+        self._num_epochs += share
+        self._epoch_s = step_s / share
 
     def outgrown(self, step: TrainStep) -> bool:
         """Whether another step would be better by now; the captured one is then given up."""

@@ -27,7 +27,7 @@ from hpo.training.randomness import left_as_found
 from hpo.training.routing import Part, Routed, Routing
 from hpo.training.rules import Rule
 from hpo.training.schedules import Schedule
-from hpo.training.settings import DataSettings, LoopSettings, StartSettings
+from hpo.training.settings import ChunkSettings, DataSettings, LoopSettings, StartSettings
 from hpo.training.share import Share
 from hpo.training.start_weights import check_offered
 from hpo.training.trainer import ModelTrainer
@@ -100,7 +100,19 @@ class SupervisedTask(Task, Learning):
     @property
     def metrics(self) -> tuple[str, ...]:
         trained = tuple(f"train_{name}" for name in self.train_measures)
-        return trained + tuple(f"val_{name}" for name in self.measures)
+        parts = ("val_", "val_new_") if self.grows else ("val_",)
+        return trained + tuple(f"{part}{name}" for part in parts for name in self.measures)
+
+    @property
+    def grows(self) -> bool:
+        return issubclass(self.data_settings, ChunkSettings)
+
+    def num_epochs(self, config: Config, dataset: Dataset) -> int | None:
+        arguments = self._routing.route(config).arguments
+        settings, num_chunks = self.data_settings(**arguments["data"]), self.num_chunks(dataset)
+        if isinstance(settings, ChunkSettings) and num_chunks is not None:
+            return num_chunks * settings.epochs_per_chunk
+        return LoopSettings(**arguments["loop"]).epochs
 
     def check(self) -> None:
         if not callable(self.model) or isinstance(self.model, nn.Module):
@@ -136,8 +148,21 @@ class SupervisedTask(Task, Learning):
         check_offered(StartSettings(**routed.arguments["start"]), self.model)
         loop = LoopSettings(**routed.arguments["loop"])
         watch.check(loop, measures=self.measures)
+        data = self.data_settings(**routed.arguments["data"])
+        chunks = data if isinstance(data, ChunkSettings) else None
+        if chunks is not None and loop.epochs is not None:
+            raise ExperimentError(
+                f"{loop.epochs} epochs are given, but the data grow: a trial ends when it has had all chunks",
+                where="epochs",
+                remedy=f"leave it out; epochs_per_chunk={chunks.epochs_per_chunk} says how long it trains on each",
+            )
         epochs = loop.epochs or _SOME_EPOCHS  # who knows: perhaps a policy says
-        LearningRate(self._schedule(routed)("max"), loop, epochs=epochs, num_batches=1).of_epoch(1.0, 0)
+        LearningRate(self._schedule(routed)("max"), loop, epochs=epochs, chunks=chunks).of_epoch(1.0, 0, num_batches=1)
+
+    def check_on(self, config: Config, dataset: Dataset) -> None:
+        recipe = self.recipe(config, self.given_by(dataset))
+        if recipe.tunes and (model := _on_meta(recipe)) is not None:
+            FineTuning(model, recipe.fine_tuning, recipe.chunks)
 
     def check_workers(self, config: Config, *, workers: int) -> None:
         loop = LoopSettings(**self._routing.route(config).arguments["loop"])
@@ -152,13 +177,10 @@ class SupervisedTask(Task, Learning):
     def checkpoint_mb(self, config: Config, dataset: Dataset) -> float:
         routed = self._routing.route(config)
         recipe = self._recipe(routed, self.given_by(dataset))
-        build = recipe.model
-        try:
-            with torch.device("meta"):
-                model = build()
-        except Exception:  # noqa: BLE001 - a model may do in its constructor what needs real tensors
+        model = _on_meta(recipe)
+        if model is None:
             with left_as_found(torch.device("cpu")):
-                model = build()
+                model = recipe.model()
         weights: int = sum(value.nbytes for value in model.state_dict().values())
         trained: int = sum(value.nbytes for value in _trained_last(model, recipe))
         ratio = state_bytes_per_parameter_byte(OPTIMIZERS[routed.chosen["optimizer"]], routed.arguments["optimizer"])
@@ -170,13 +192,13 @@ class SupervisedTask(Task, Learning):
         recipe = self._recipe(routed, self.given_by(dataset))
         data, loop = recipe.data, recipe.loop
         num_samples = int(dataset.located.get("num_train", _SOME_BATCHES * loop.batch_size) * data.train_ratio)
-        num_samples = min(num_samples, data.train_samples or num_samples)
-        epochs = min((limit for limit in (loop.epochs, max_steps) if limit is not None), default=_SOME_EPOCHS)
-        rate = LearningRate(
-            recipe.schedule("max"), loop, epochs=epochs, num_batches=max(num_samples // loop.batch_size, 1)
-        )
+        num_samples = min(num_samples, data.train_samples or num_samples) // (self.num_chunks(dataset) or 1)
+        limits = (self.num_epochs(config, dataset), max_steps)
+        epochs = min((limit for limit in limits if limit is not None), default=_SOME_EPOCHS)
+        rate = LearningRate(recipe.schedule("max"), loop, epochs=epochs, chunks=recipe.chunks)
         lr = recipe.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
-        return [rate.of_epoch(lr, epoch) for epoch in range(epochs)]
+        num_batches = max(num_samples // loop.batch_size, 1)
+        return [rate.of_epoch(lr, epoch, num_batches=num_batches) for epoch in range(epochs)]
 
     # --- Learning ---
 
@@ -242,11 +264,20 @@ class SupervisedTask(Task, Learning):
         )
 
 
+def _on_meta(recipe: Recipe) -> nn.Module | None:
+    """The model without memory; None where its constructor does what needs real tensors."""
+    try:
+        with torch.device("meta"):
+            return recipe.model()
+    except Exception:  # noqa: BLE001 - whatever it does
+        return None
+
+
 def _trained_last(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
     """The parameters that train in the trial's last epoch."""
-    if recipe.fine_tuning.is_off:
+    if not recipe.tunes:
         return [parameter for parameter in model.parameters() if parameter.requires_grad]
-    names = FineTuning(model, recipe.fine_tuning).trained((recipe.loop.epochs or _SOME_EPOCHS) - 1)
+    names = FineTuning(model, recipe.fine_tuning, recipe.chunks).trained((recipe.loop.epochs or _SOME_EPOCHS) - 1)
     return [parameter for name, parameter in model.named_parameters() if name in names]
 
 

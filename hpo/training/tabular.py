@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from hpo.errors import DataError, ExperimentError
 from hpo.protocols import Dataset, Setting
 from hpo.training.arrays import ArraySource
-from hpo.training.data.rows import Indices, Scaling
+from hpo.training.data.epochs import Indices
+from hpo.training.data.rows import Scaling
 from hpo.training.data.samples import Samples
-from hpo.training.data.tables import TableData, numbers
+from hpo.training.data.tables import ChunkedTable, TableData, numbers
 from hpo.training.feed import Feed
 from hpo.training.rules import Rule, number
-from hpo.training.settings import DataSettings
+from hpo.training.settings import ChunkSettings, DataSettings
+from hpo.trial import Config
 
 Numbers = NDArray[np.float64]
 
@@ -39,12 +41,24 @@ class TableSettings(DataSettings):
     min_std: float = 1e-3
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChunkedTableSettings(TableSettings, ChunkSettings):
+    """Which of the rows of a growing table a trial sees, and how; they are normalised by those of the first chunk."""
+
+    rules: ClassVar[Mapping[str, Rule]] = {**TableSettings.rules, **ChunkSettings.rules}
+
+
 class Targets(ABC):
     """What the targets of a table mean to a task."""
 
     @abstractmethod
-    def told(self, targets: NDArray[Any], *, where: str) -> dict[str, Any]:
+    def told(self, targets: NDArray[Any], *, where: str, first: Indices | None = None) -> dict[str, Any]:
         """JSON of what the targets of the train part tell: at least `num_outputs`.
+
+        Args:
+            targets: (N, …), all of them.
+            where: They are from, for people.
+            first: Rows of those that are there at first, where data grow.
 
         Raises:
             DataError: They are not what the task learns.
@@ -62,11 +76,15 @@ class Targets(ABC):
         """(N,) class of each row, which parts are to hold in proportion; None: they are drawn plainly."""
         return None
 
+    def preprocessing(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """What `Source.preprocessing` says of outputs."""
+        return {}
+
 
 class Classes(Targets):
     """One class a row, (N,): numbers or names, sorted."""
 
-    def told(self, targets: NDArray[Any], *, where: str) -> dict[str, Any]:
+    def told(self, targets: NDArray[Any], *, where: str, first: Indices | None = None) -> dict[str, Any]:
         if targets.ndim != 1:
             raise DataError(
                 f"targets have shape {targets.shape}, not (rows,)",
@@ -95,6 +113,9 @@ class Classes(Targets):
                 )
         return np.array([labels[name] for name in names], np.int64)
 
+    def preprocessing(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        return {"classes": told["classes"]}
+
     def strata(self, targets: NDArray[Any]) -> NDArray[np.int64]:
         return np.unique(targets, return_inverse=True)[1].astype(np.int64)
 
@@ -102,11 +123,13 @@ class Classes(Targets):
 class Quantities(Targets):
     """Numbers to be predicted, (N,) or (N, K), standardised by mean and deviation of the train part.
 
-    Of the whole train part, validation included, so that trials with other splits have losses of the same unit.
+    Of the whole train part, validation included, so that trials with other splits have losses of the same unit; of
+    growing data, of the first chunk of it.
     """
 
-    def told(self, targets: NDArray[Any], *, where: str) -> dict[str, Any]:
-        mean, std = _standard(_rows_of(numbers(targets, "targets", where=where)))
+    def told(self, targets: NDArray[Any], *, where: str, first: Indices | None = None) -> dict[str, Any]:
+        values = _rows_of(numbers(targets, "targets", where=where))
+        mean, std = _standard(values if first is None else values[first])
         return {"num_outputs": len(mean), "target_mean": mean.tolist(), "target_std": std.tolist()}
 
     def coded(self, targets: NDArray[Any], told: Mapping[str, Any], *, where: str) -> NDArray[np.float32]:
@@ -114,11 +137,14 @@ class Quantities(Targets):
         coded: NDArray[np.float32] = ((values - told["target_mean"]) / told["target_std"]).astype(np.float32)
         return coded
 
+    def preprocessing(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        return {"targets": {"mean": told["target_mean"], "std": told["target_std"]}}
+
 
 class Labels(Targets):
     """Any number of K labels a row, (N, K): 1 or True where the row has the label, else 0."""
 
-    def told(self, targets: NDArray[Any], *, where: str) -> dict[str, Any]:
+    def told(self, targets: NDArray[Any], *, where: str, first: Indices | None = None) -> dict[str, Any]:
         return {"num_outputs": self.coded(targets, {}, where=where).shape[1]}
 
     def coded(self, targets: NDArray[Any], told: Mapping[str, Any], *, where: str) -> NDArray[np.float32]:
@@ -129,6 +155,10 @@ class Labels(Targets):
                 remedy="give one column a label; for one class a row there is Classification",
             )
         return targets.astype(np.float32)
+
+
+TABLES_GIVE = ("in_features", "num_outputs", "out_features", "num_classes")
+"""The last three are one number, so that any network serves that names its outputs in one of these ways."""
 
 
 class TableFeed(Feed):
@@ -142,9 +172,7 @@ class TableFeed(Feed):
         ExperimentError: `data` is no table.
     """
 
-    gives = ("in_features", "num_outputs", "out_features", "num_classes")
-    """The last three are one number, so that any network serves that names its outputs in one of these ways."""
-    settings = TableSettings
+    gives = TABLES_GIVE
 
     def __init__(self, data: TableData, targets: Targets) -> None:
         if not isinstance(data, TableData):
@@ -152,15 +180,27 @@ class TableFeed(Feed):
                 f"{data!r} is no table", where="data", remedy='give one, e.g. data=TableFile("x.csv", targets="y")'
             )
         self._data, self._targets = data, targets
+        self._chunks = data.chunks if isinstance(data, ChunkedTable) else None
+
+    @property
+    def settings(self) -> type[TableSettings]:
+        return TableSettings if self._chunks is None else ChunkedTableSettings
+
+    def check_config(self, config: Config) -> None:
+        if self._chunks is not None:
+            self._chunks.check_config(config)
 
     @property
     def data(self) -> TableData:
         return self._data
 
+    def num_chunks(self, dataset: Dataset) -> int | None:
+        return None if self._chunks is None else self._chunks.num_chunks
+
     def locate(self, data_dir: Path | None) -> Dataset:
         path = self._data.find(data_dir)
         samples = self._read(path)
-        told = self._targets.told(samples.targets, where=self._data.name)
+        told = self._targets.told(samples.targets, where=self._data.name, first=self._first(samples))
         self._coded(samples, told)
         located = {"source": None if path is None else str(path), "in_features": samples.inputs.shape[1], **told}
         return Dataset(self._data.name, samples.fingerprint, located=located)
@@ -176,13 +216,24 @@ class TableFeed(Feed):
         features = Features(samples.inputs, device=torch.device(setting.device))
         coded = self._coded(samples, setting.dataset.located)
         test = coded.test and Samples(features.stored(coded.test.inputs), coded.test.targets)
+        of_outputs = self._targets.preprocessing(setting.dataset.located)
         return ArraySource(
             Samples(features.stored(coded.inputs), coded.targets, test),
             given=self.given_by(setting.dataset),
             setting=setting,
             strata=self._targets.strata(samples.targets),
             scaling_of=features.scaling,
+            told_of=lambda indices, settings: {**features.preprocessing(indices, settings), **of_outputs},
+            chunks=self._chunks,
         )
+
+    def _first(self, samples: Samples) -> Indices | None:
+        """Rows of the first chunk of growing data, once it is sure that they can be divided as was declared."""
+        if self._chunks is None:
+            return None
+        strata = self._targets.strata(samples.targets)
+        self._chunks.check_fits(len(samples), num_classes=None if strata is None else int(strata.max()) + 1)
+        return self._chunks.first(np.zeros(len(samples), np.int64) if strata is None else strata)
 
     def _read(self, path: Path | None) -> Samples:
         samples = self._data.read(path)
@@ -212,10 +263,18 @@ class Features:
 
     def scaling(self, train_indices: Indices, settings: TableSettings) -> Scaling:
         """What brings stored features to mean 0 and deviation 1 over the rows that are trained on."""
+        mean, std = self._standard(train_indices, settings)
+        parts = (mean - self._centre_F) / self._unit_F, self._unit_F / std
+        return Scaling(*(torch.from_numpy(part.astype(np.float32)).to(self._device) for part in parts))
+
+    def preprocessing(self, train_indices: Indices, settings: TableSettings) -> dict[str, Any]:
+        """What `Source.preprocessing` says of inputs, in the features' own units."""
+        mean, std = self._standard(train_indices, settings)
+        return {"inputs": {"mean": mean.tolist(), "std": std.tolist()}}
+
+    def _standard(self, train_indices: Indices, settings: TableSettings) -> tuple[Numbers, Numbers]:
         rows = self._inputs_NF[train_indices]
-        mean = (rows.mean(0) - self._centre_F) / self._unit_F
-        factor = self._unit_F / np.maximum(rows.std(0), settings.min_std)
-        return Scaling(*(torch.from_numpy(part.astype(np.float32)).to(self._device) for part in (mean, factor)))
+        return rows.mean(0), np.maximum(rows.std(0), settings.min_std)
 
 
 def _rows_of(values: Numbers) -> Numbers:

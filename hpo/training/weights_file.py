@@ -5,7 +5,6 @@ A file of weights is read without trust: tensors and plain containers come out o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 import zipfile
@@ -56,6 +55,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def read_preprocessing(path: Path) -> dict[str, Any]:
+    """What a checkpoint of this package says lies between raw samples and the model, as `Source.preprocessing` has it.
+
+    Raises:
+        CheckpointError: It is missing, cut off or damaged.
+    """
+    return dict(checkpoint.read(path).get("preprocessing", {}))
+
+
 def digest(path: Path) -> str:
     """16 hexadecimal digits that change when the file does: the first of its SHA-256.
 
@@ -63,20 +71,21 @@ def digest(path: Path) -> str:
         DataError: It is not there, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return files.digest(path)
     except OSError as error:
         raise DataError(
             f"the file of weights cannot be read ({error.strerror})", where=str(path), remedy="look at the path"
         ) from error
 
 
-def write_plain(path: Path, weights: Mapping[str, Tensor], *, config: Config) -> Path:
-    """The JSON file that now holds `config`, beside `path`, which now holds `weights` for anyone to read.
+def write_plain(
+    path: Path, weights: Mapping[str, Tensor], *, config: Config, preprocessing: Mapping[str, Any] | None = None
+) -> Path:
+    """The JSON file that now holds what belongs to `weights`, beside `path`, which now holds them for anyone to read.
 
-    Either file appears when it is whole; `model.json` beside `model.pt`. Tensors that share memory are written each by
-    itself, those in a layout of channels last in PyTorch's usual one. A `.safetensors` file has the configuration in
-    its metadata too, as JSON under "config".
+    Either file appears when it is whole; `model.json` beside `model.pt`. It has the configuration under "config", and
+    the parts of `preprocessing` by their names. Tensors that share memory are written each by itself, those in a layout
+    of channels last in PyTorch's usual one. A `.safetensors` file has all of it in its metadata, too: JSON by name.
 
     Raises:
         ExperimentError: The suffix is none of .pt, .pth, .safetensors.
@@ -89,13 +98,14 @@ def write_plain(path: Path, weights: Mapping[str, Tensor], *, config: Config) ->
             remedy="name the file .pt or .pth for torch.load, or .safetensors",
         )
     own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
-    described = json.dumps(config, indent=2)
+    described = {"config": config, **(preprocessing or {})}
     beside = path.with_suffix(".json")
-    files.write_atomically(beside, lambda file: file.write(f"{described}\n".encode()))
+    files.write_atomically(beside, lambda file: file.write(f"{json.dumps(described, indent=2)}\n".encode()))
     if path.suffix == SAFETENSORS:
         from safetensors.torch import save
 
-        content = save(own, metadata={"format": "pt", "config": json.dumps(config)})
+        metadata = {name: json.dumps(part) for name, part in described.items()}
+        content = save(own, metadata={"format": "pt", **metadata})
         files.write_atomically(path, lambda file: file.write(content))
     else:
         files.write_atomically(path, lambda file: torch.save(own, file))

@@ -40,6 +40,8 @@ class TrainerContract:
     config: ClassVar[dict[str, Any]]
     other_config: ClassVar[dict[str, Any]]
     metric: ClassVar[str]
+    interval: ClassVar[int] = 3
+    """Batches that give an epoch of `config` several steps, the last of them shorter."""
     seed = 7
 
     @pytest.fixture
@@ -47,11 +49,10 @@ class TrainerContract:
         return trainer_of(self.task, metric=self.metric, cache_dir=str(tmp_path_factory.mktemp("cache")))
 
     def order(self, tmp_path: Path, **changed: Any) -> Order:
-        settings = {"steps": 3, "load": None, **changed}
+        settings = {"config": self.config, "steps": 3, "load": None, **changed}
         return Order(
             self.task,
-            self.config,
-            self.seed,
+            seed=self.seed,
             metric=self.metric,
             cache_dir=str(tmp_path),
             save=str(tmp_path / "new.pt"),
@@ -78,6 +79,26 @@ class TrainerContract:
         trainer.save(tmp_path / "here.pt")
         there = in_new_process(self.order(tmp_path, steps=2, load=str(tmp_path / "first.pt")))
         assert here == there
+        assert same(saved(tmp_path / "here.pt"), saved(tmp_path / "new.pt"))
+
+    def test_goes_on_in_the_middle_of_an_epoch_in_a_new_process(self, trainer: Trainer, tmp_path: Path) -> None:
+        config = {**self.config, "val_check_interval": self.interval}
+        trainer.begin(self.config, seed=self.seed)
+        whole = trainer.step().num_samples
+        trainer.begin(config, seed=self.seed)
+        begun = [trainer.step()]
+        trainer.save(tmp_path / "first.pt")
+        while begun[-1].num_epochs == 0:
+            begun.append(trainer.step())
+        assert len(begun) > 1
+        assert [step.num_epochs for step in begun] == [0] * (len(begun) - 1) + [1]
+        assert {step.epoch for step in begun} == {1}
+        assert sum(step.num_samples for step in begun) == whole
+        assert begun[-1].num_samples < begun[0].num_samples
+        here = [exact(step) for step in (*begun[1:], trainer.step())]
+        trainer.save(tmp_path / "here.pt")
+        order = self.order(tmp_path, config=config, steps=len(here), load=str(tmp_path / "first.pt"))
+        assert here == in_new_process(order)
         assert same(saved(tmp_path / "here.pt"), saved(tmp_path / "new.pt"))
 
     def test_a_seed_decides_all_and_another_seed_differs(self, trainer: Trainer) -> None:
@@ -188,16 +209,19 @@ class TrainerContract:
         with pytest.raises(CheckpointError, match=f"another configuration: {name} is .* there and .* here"):
             trainer.load(tmp_path / "other.pt")
 
-    def test_the_best_weights_are_those_of_the_best_step(self, trainer: Trainer, tmp_path: Path) -> None:
+    def test_the_best_weights_are_those_of_the_newest_chunks_best_step(self, trainer: Trainer, tmp_path: Path) -> None:
         trainer.begin(self.config, seed=self.seed)
         sign = -1 if "loss" in self.metric else 1
-        scores, weights = [], []
+        scores, weights, chunks = [], [], []
         for number in range(4):
-            scores.append(sign * trainer.step().metrics[self.metric])
+            step = trainer.step()
+            scores.append(sign * step.metrics[self.metric])
+            chunks.append(step.chunk)
             trainer.save(tmp_path / f"{number}.pt")
             weights.append(saved(tmp_path / f"{number}.pt")["model"])
         last = saved(tmp_path / "3.pt")
-        best = scores.index(max(scores))
+        newest = chunks.index(chunks[-1])
+        best = scores.index(max(scores[newest:]), newest)
         assert last["best"]["step"] == best + 1
         assert last["best"]["score"] == scores[best]
         kept = last["best"]["model"]

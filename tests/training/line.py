@@ -122,11 +122,14 @@ class Shuffled(Stream):
         return len(self.inputs)
 
     def __iter__(self) -> Iterator[Batch]:
+        self.begun_with = self.generator.get_state()
         for chosen in torch.randperm(len(self.inputs), generator=self.generator).split(self.batch_size):
             yield self.inputs[chosen], self.targets[chosen]
 
     def state(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state()}
+        begun_with = self.begun_with if self.position else self.generator.get_state()
+        return {"generator": begun_with, "position": self.position}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+        self.position = state.get("position", 0)

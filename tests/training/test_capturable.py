@@ -21,6 +21,16 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {}),
     ("sgd", {"momentum": 0.9}),
     ("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("rmsprop", {}),
+    ("rmsprop", {"momentum": 0.9, "centered": True, "weight_decay": 0.1, "alpha": 0.9}),
+    ("adagrad", {}),
+    ("adagrad", {"lr_decay": 0.3, "initial_accumulator_value": 0.5, "weight_decay": 0.1}),
+    ("adadelta", {}),
+    ("adadelta", {"rho": 0.5, "weight_decay": 0.1}),
+    ("nadam", {}),
+    ("nadam", {"momentum_decay": 0.3, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("radam", {}),
+    ("radam", {"betas": (0.7, 0.9), "weight_decay": 0.1, "decoupled_weight_decay": True}),
 ]
 of_all = pytest.mark.parametrize(("name", "settings"), SETTINGS)
 
@@ -76,6 +86,18 @@ def test_either_goes_on_from_a_state_of_the_other(name: str, settings: dict[str,
     saved = copy.deepcopy(ours.state_dict())  # it holds the very tensors
     again.load_state_dict({**saved, "param_groups": again.state_dict()["param_groups"]})
     _close(_train(ours, steps=2, seed=3), _train(again, steps=2, seed=3))
+
+
+@of_all
+def test_a_parameter_that_has_not_trained_begins_where_pytorch_has_it_begin(
+    name: str, settings: dict[str, Any]
+) -> None:
+    ours, theirs = (kinds[name](_parameters(), lr=0.05, **settings) for kinds in (CAPTURABLE, OPTIMIZERS))
+    _train(ours, steps=2)
+    ours.load_state_dict(theirs.state_dict())
+    for mine, its in zip(ours.param_groups[0]["params"], theirs.param_groups[0]["params"], strict=True):
+        mine.data.copy_(its.data)
+    _close(_train(ours, steps=2), _train(theirs, steps=2))
 
 
 def _states(optimizer: torch.optim.Optimizer) -> list[Tensor]:

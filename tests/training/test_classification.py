@@ -61,7 +61,7 @@ def test_fewer_samples_are_trained_on_but_as_many_validated(digits: Trainer) -> 
 def test_all_trials_of_a_study_validate_on_the_same_samples(digits: Trainer) -> None:
     def validated(seed: int, **config: Any) -> list[Tensor]:
         digits.begin({**SMALL, **config}, seed=seed)
-        return [labels for _, labels in digits._running.validation]  # type: ignore[attr-defined]
+        return [labels for _, labels in digits._running.held_out.parts(None)[""]]  # type: ignore[attr-defined]
 
     assert all(map(torch.equal, validated(1), validated(2)))
     assert not all(map(torch.equal, validated(1), validated(1, split_seed=5)))

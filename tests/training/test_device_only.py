@@ -53,6 +53,11 @@ def test_a_value_that_is_needed_on_the_host_is_refused(pretending: None) -> None
         (ConvNet, {"optimizer": "adamw", "label_smoothing": 0.1, "amsgrad": True}),
         (ConvNet, {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "channels_last": False}),
         (Mlp, {"optimizer": "sgd", "dropout": 0.2}),
+        (Mlp, {"optimizer": "rmsprop", "optimizer.momentum": 0.9, "centered": True, "weight_decay": 0.1}),
+        (Mlp, {"optimizer": "adagrad", "lr_decay": 0.1}),
+        (Mlp, {"optimizer": "adadelta", "weight_decay": 0.1}),
+        (Mlp, {"optimizer": "nadam", "weight_decay": 0.1, "decoupled_weight_decay": True}),
+        (Mlp, {"optimizer": "radam", "weight_decay": 0.1}),
     ],
 )
 def test_a_step_stays_on_the_device(
@@ -70,7 +75,7 @@ def test_a_step_stays_on_the_device(
     else:
         data = StreamedImages.__new__(StreamedImages)  # its CUDA stream needs a GPU, its buffers do not
         super(StreamedImages, data).__init__((8, 8, 1), **channel)
-    stream = Batches(data, indices=np.arange(64), batch_size=16, augment=augment, num_classes=10, seed=1)
+    stream = Batches(data, plan=np.arange(64), batch_size=16, augment=augment, num_classes=10, seed=1)
     inputs, targets = stream.batch()
     outputs = made(laid_out(inputs, recipe))
     numbers = {name: torch.full((), value, device=CUDA) for name, value in recipe.loss_numbers.items()}
@@ -94,6 +99,6 @@ def test_an_epoch_is_drawn_on_the_host() -> None:
         std=np.ones(1, np.float32),
         device=torch.device("cpu"),
     )
-    stream = Batches(part, indices=np.arange(64), batch_size=16, augment=AUGMENTATIONS, num_classes=10, seed=1)
-    _, order, draws = stream._drawn()
+    stream = Batches(part, plan=np.arange(64), batch_size=16, augment=AUGMENTATIONS, num_classes=10, seed=1)
+    _, order, draws = stream._drawn(0)
     assert {part.device.type for part in (order, *draws.values())} == {"cpu"}

@@ -31,6 +31,18 @@ ORDERS = [
         {"lr": 0.1, "optimizer": "sgd", "batch_size": 64, "freeze": 1, "unfreeze_every": 1, "lr_decay_per_block": 0.5},
     ),
     Order("rows of a table", "tests.training.tables:PRODUCT", {"lr": 0.1, "optimizer": "sgd", "batch_size": 21}),
+    Order(
+        "steps within an epoch",
+        "tests.training.tables:PRODUCT",
+        {"lr": 0.1, "optimizer": "sgd", "batch_size": 21, "val_check_interval": 4},
+        steps=3,
+    ),
+    Order(
+        "chunks",
+        "tests.training.test_trainer_growing:deep",
+        {"lr": 0.05, "batch_size": 8, "optimizer": "sgd", "chunk_freeze": 1, "sync_batch_norm": True},
+        steps=3,
+    ),
     Order("batches of the source's own", "tests.training.line:LineFit", {"lr": 0.1, "batch_size": 13}, steps=3),
 ]
 """The last batch of the last one has one sample, fewer than there are processes."""
@@ -54,7 +66,11 @@ def one(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two(folder: Path, one: dict[str, Any]) -> list[dict[str, Any]]:
     adam = ORDERS[1]
+    within = replace(adam, config={**adam.config, "dropout": 0.2, "val_check_interval": 8})
     further = [
+        replace(within, name="within, saved", steps=1, save=str(folder / "within.pt")),
+        replace(within, name="within, loaded", load=str(folder / "within.pt"), save=str(folder / "within, went on.pt")),
+        replace(within, name="within, whole", steps=3, save=str(folder / "within, whole.pt")),
         replace(adam, name="saved", save=str(folder / "two.pt")),
         replace(adam, name="loaded", steps=1, load=str(folder / "two.pt"), save=str(folder / "went on.pt")),
         replace(adam, name="whole", steps=3, save=str(folder / "whole.pt")),
@@ -118,7 +134,18 @@ class TestAGroup:
         assert two[0]["loaded"]["metrics"] == two[0]["whole"]["metrics"][2:]
         went_on, whole = (torch.load(folder / name, weights_only=True) for name in ("went on.pt", "whole.pt"))
         assert all(torch.equal(went_on["model"][name], whole["model"][name]) for name in whole["model"])
-        assert whole["stream"] == went_on["stream"] == {"epoch": 3}
+        assert whole["stream"] == went_on["stream"]
+        assert (whole["stream"]["epoch"], whole["stream"]["position"]) == (3, 0)
+
+    def test_goes_on_in_the_middle_of_an_epoch_bit_for_bit(self, two: list[dict[str, Any]], folder: Path) -> None:
+        assert two[0]["within, whole"]["epochs"] == [1, 1, 1]
+        assert len(set(two[0]["within, whole"]["num_samples"])) == 2  # the last step is shorter
+        assert two[0]["within, saved"]["metrics"] == two[0]["within, whole"]["metrics"][:1]
+        assert two[0]["within, loaded"]["metrics"] == two[0]["within, whole"]["metrics"][1:]
+        went_on, whole = (
+            torch.load(folder / name, weights_only=True) for name in ("within, went on.pt", "within, whole.pt")
+        )
+        assert all(torch.equal(went_on["model"][name], whole["model"][name]) for name in whole["model"])
 
     def test_goes_on_from_the_checkpoint_of_another_number_of_processes(
         self, one: dict[str, Any], two: list[dict[str, Any]], four: list[dict[str, Any]], folder: Path

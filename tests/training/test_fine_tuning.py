@@ -12,6 +12,7 @@ from torch import nn
 from hpo.errors import ExperimentError
 from hpo.training.fine_tuning import FineTuning, FineTuningSettings, RateGroup, hold_frozen_norms
 from hpo.training.models import Mlp
+from hpo.training.settings import ChunkSettings
 
 
 class Net(nn.Module):
@@ -194,3 +195,31 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
         tuning(freeze="stm")
     with pytest.raises(ExperimentError, match=r"its blocks begin with 'layers.1', 'layers.4'"):
         FineTuning(Mlp(2, 2), FineTuningSettings(freeze="@@@"))
+
+
+class TestOfChunks:
+    """From the second chunk on, `chunk_freeze` takes the place of what is frozen at first."""
+
+    def frozen(self, later: int | tuple[int, ...] | None, *, epochs: int = 8, **settings: Any) -> list[int]:
+        """Leading blocks that are frozen in each epoch, of chunks of two epochs."""
+        made = FineTuning(Net(), FineTuningSettings(**settings), ChunkSettings(epochs_per_chunk=2, chunk_freeze=later))
+        blocks = [STEM, ONE, TWO, HEAD]
+        for epoch in range(epochs):
+            num = sum(made.frozen(epoch).issuperset(block) for block in blocks)
+            assert made.frozen(epoch) == {name for block in blocks[:num] for name in block}
+        return [sum(made.frozen(epoch).issuperset(block) for block in blocks) for epoch in range(epochs)]
+
+    def test_one_number_holds_for_all_later_chunks(self) -> None:
+        assert self.frozen(2) == [0, 0, 2, 2, 2, 2, 2, 2]
+        assert self.frozen(-1) == [0, 0, 3, 3, 3, 3, 3, 3]
+
+    def test_of_several_numbers_the_last_holds_on(self) -> None:
+        assert self.frozen((3, 0, 1)) == [0, 0, 3, 3, 0, 0, 1, 1]
+
+    def test_the_first_chunk_is_frozen_as_ever(self) -> None:
+        assert self.frozen(0, freeze=2) == [2, 2, 0, 0, 0, 0, 0, 0]
+        assert self.frozen(None, freeze=2, unfreeze_every=3) == [2, 2, 2, 1, 1, 1, 0, 0]
+
+    def test_nothing_left_to_train_in_a_later_chunk(self) -> None:
+        with pytest.raises(ExperimentError, match=r"^chunk_freeze: 4 leaves nothing .*\n  freeze fewer, at most 3"):
+            self.frozen((1, 4))

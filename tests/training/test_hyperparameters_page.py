@@ -13,7 +13,7 @@ from hpo.training.images import ImageSettings
 from hpo.training.models import ConvNet, Mlp, TorchvisionModel
 from hpo.training.multi_label import MultiLabel
 from hpo.training.regression import Regression
-from hpo.training.settings import LoopSettings
+from hpo.training.settings import ChunkSettings, LoopSettings
 from hpo.training.tabular import TableSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "hyperparameters.md").read_text()
@@ -22,6 +22,7 @@ OWNERS = {
     "optimizer": {*optimizers.RULES, "optimizer", *optimizers.OPTIMIZERS},
     "schedule": {*schedules.RULES, "lr_schedule", *schedules.schedules({})},
     "loop": set(LoopSettings.rules),
+    "growing data": set(ChunkSettings.rules),
     "images": set(ImageSettings.rules),
     "tables": set(TableSettings.rules),
     "fine-tuning": set(FineTuningSettings.rules),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpo.training.optimizers import muon
+from hpo.training.muon import MuonAndAdamW
 
 
 def _parameters() -> list[nn.Parameter]:
@@ -27,7 +27,7 @@ def _train(
 
 def test_matrices_are_muons_and_the_rest_is_adamws() -> None:
     ours, theirs = _parameters(), _parameters()
-    _train([muon(ours, lr=0.02, weight_decay=0.1, momentum=0.9)], ours, steps=4)
+    _train([MuonAndAdamW(ours, lr=0.02, weight_decay=0.1, momentum=0.9)], ours, steps=4)
     matrices, others = [theirs[0], theirs[3]], [theirs[1], theirs[2]]
     _train(
         [
@@ -43,11 +43,11 @@ def test_matrices_are_muons_and_the_rest_is_adamws() -> None:
 def test_it_goes_on_from_its_state() -> None:
     def trained(*, again: bool) -> list[Tensor]:
         parameters = _parameters()
-        optimizer = muon(parameters, lr=0.02)
+        optimizer = MuonAndAdamW(parameters, lr=0.02)
         _train([optimizer], parameters, steps=3)
         if again:
             state: Any = copy.deepcopy(optimizer.state_dict())
-            optimizer = muon(parameters, lr=0.5)
+            optimizer = MuonAndAdamW(parameters, lr=0.5)
             optimizer.load_state_dict(state)
         _train([optimizer], parameters, steps=3, seed=2)
         return [p.detach() for p in parameters]
@@ -58,7 +58,7 @@ def test_it_goes_on_from_its_state() -> None:
 def test_groups_keep_their_rates() -> None:
     parameters = _parameters()
     before = [p.detach().clone() for p in parameters]
-    optimizer = muon([{"params": parameters[:2], "lr": 0.0}, {"params": parameters[2:]}], lr=0.1)  # type: ignore[list-item]
+    optimizer = MuonAndAdamW([{"params": parameters[:2], "lr": 0.0}, {"params": parameters[2:]}], lr=0.1)  # type: ignore[list-item]
     _train([optimizer], parameters, steps=1)
     moved = [not torch.equal(p.detach(), old) for p, old in zip(parameters, before, strict=True)]
     assert moved == [False, False, True, True]

@@ -21,12 +21,29 @@ TORCH = {
 }
 
 
-@pytest.mark.parametrize("name", TORCH)
-def test_names_and_defaults_are_those_of_torch(name: str) -> None:
-    theirs = inspect.signature(TORCH[name]).parameters
-    for parameter in list(inspect.signature(OPTIMIZERS[name]).parameters.values())[1:]:
-        assert parameter.default == theirs[parameter.name].default
-        assert RULES[parameter.name].holds(parameter.default)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_setting_has_a_rule_that_its_default_keeps(name: str) -> None:
+    first, *settings = inspect.signature(OPTIMIZERS[name]).parameters.values()
+    assert first.name == "parameters"
+    assert "lr" in {setting.name for setting in settings}
+    for setting in settings:
+        assert setting.kind is setting.KEYWORD_ONLY
+        assert RULES[setting.name].holds(setting.default)
+
+
+def test_muon_has_the_defaults_of_the_two_that_it_is() -> None:
+    ours = inspect.signature(OPTIMIZERS["muon"]).parameters
+    for kind, names in (
+        (torch.optim.Muon, ("lr", "momentum", "nesterov", "ns_steps")),
+        (torch.optim.AdamW, ("lr", "betas", "eps", "weight_decay")),
+    ):
+        theirs = inspect.signature(kind).parameters
+        assert {name: ours[name].default for name in names} == {name: theirs[name].default for name in names}
+
+
+def test_a_setting_that_is_no_hyper_parameter_is_refused() -> None:
+    with pytest.raises(TypeError, match="maximize"):
+        OPTIMIZERS["adam"]([torch.nn.Parameter(torch.ones(2))], maximize=True)
 
 
 @pytest.mark.parametrize("name", TORCH)

@@ -29,6 +29,7 @@ class TestRegression(TrainerContract):
     config: ClassVar = {"lr": 3e-3, "batch_size": 16, "hidden": (16,), "dropout": 0.1, **HUBER}
     other_config: ClassVar = {"batch_size": 32, "optimizer": "sgd", "momentum": 0.9, "train_ratio": 0.5, "hidden": (8,)}
     metric = "val_loss"
+    interval = 5
 
 
 TASK = PRODUCT

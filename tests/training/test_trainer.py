@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
-from hpo.errors import CheckpointError
+from hpo.errors import CheckpointError, ExperimentError
 from hpo.protocols import Step, Trainer
-from tests.training.contract import TrainerContract, saved
-from tests.training.fresh import trainer_of
+from hpo.training.trainer import ModelTrainer
+from tests.training.contract import TrainerContract, same, saved
+from tests.training.fresh import exact, trainer_of
 from tests.training.line import Line, LineFit
 
 LINE = "tests.training.line:LineFit"
@@ -60,7 +62,7 @@ def test_a_loss_that_is_no_number_is_reported_and_never_best(line: Trainer, tmp_
     steps = [line.step() for _ in range(2)]
     assert math.isnan(steps[-1].metrics["val_loss"])
     line.save(tmp_path / "nan.pt")
-    assert saved(tmp_path / "nan.pt")["best"] == {"step": 0, "score": None, "model": None}
+    assert saved(tmp_path / "nan.pt")["best"] == {"step": 0, "score": None, "model": None, "chunk": None}
     assert math.isnan(line.test(tmp_path / "nan.pt")["test_loss"])
 
 
@@ -92,6 +94,80 @@ def test_the_learning_rate_follows_its_schedule(line: Trainer) -> None:
     line.begin({**FAST, "lr_schedule": "polynomial", "epochs": 2, "end_lr": 0.01}, seed=0)
     ends = [line.step().lr for _ in range(2)]
     assert 0.01 < ends[1] < 0.055 < ends[0] < 0.1
+
+
+@pytest.mark.parametrize("interval", [None, 2])
+def test_each_batch_has_the_rate_of_its_place(line: Trainer, interval: int | None) -> None:
+    """Five batches to an epoch: a warm-up of five, then half a cosine of five."""
+    line.begin(
+        {**FAST, "lr_schedule": "cosine", "epochs": 2, "epochs_warmup": 1.0, "val_check_interval": interval}, seed=0
+    )
+    optimizer = line._running.optimizer  # type: ignore[attr-defined]
+    seen: list[float] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
+    while not line.step().finished:
+        pass
+    rising = [0.1 * (batch + 1) / 6 for batch in range(5)]
+    falling = [0.1 * (1 + math.cos(math.pi * batch / 5)) / 2 for batch in range(5)]
+    assert seen == pytest.approx([*rising, *falling])
+
+
+def test_what_the_policies_allow_is_the_span_of_a_schedule(line: Trainer) -> None:
+    setting = line._setting  # type: ignore[attr-defined]
+    config = {**FAST, "lr_schedule": "polynomial", "schedule_every": "epoch"}
+    within = {**config, "val_check_interval": 3}
+
+    def rates(config: dict[str, object], **limits: int) -> list[float | None]:
+        trainer = ModelTrainer(LineFit(), replace(setting, **limits))
+        trainer.begin(config, seed=0)
+        return [trainer.step().lr for _ in range(4)]
+
+    assert rates(config, max_steps=4) == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert rates(within, max_steps=4, max_epochs=4) == pytest.approx([0.1, 0.1, 0.075, 0.075])
+    with pytest.raises(ExperimentError, match="how many epochs"):  # so many steps are nobody knows how many epochs
+        rates(within, max_steps=4)
+
+
+def test_measuring_more_often_changes_nothing_of_the_training(line: Trainer, tmp_path: Path) -> None:
+    config = {**FAST, "dropout": 0.2, "lr_schedule": "exponential", "ema": 0.9, "epochs": 2}
+    weights = []
+    for interval in (None, 1, 3, 5, 99):
+        line.begin({**config, "val_check_interval": interval}, seed=0)
+        steps = [line.step()]
+        while not steps[-1].finished:
+            steps.append(line.step())
+        line.save(tmp_path / "a.pt")
+        weights.append(saved(tmp_path / "a.pt")["model"])
+        per_epoch = 1 if interval is None else -(-5 // interval)
+        assert [step.epoch for step in steps] == [1] * per_epoch + [2] * per_epoch
+        assert [step.num_epochs for step in steps] == [0] * (per_epoch - 1) + [1] * per_epoch + [2]
+    assert all(same(weights[0], others) for others in weights[1:])
+
+
+def test_a_plateau_is_told_by_each_measurement(line: Trainer) -> None:
+    config = {**FAST, "lr": 1e-30, "lr_schedule": "plateau", "scheduler_patience": 0, "val_check_interval": 3}
+    line.begin(config, seed=0)
+    assert [line.step().lr for _ in range(4)] == pytest.approx([1e-30, 1e-30, 1e-31, 1e-32])
+
+
+def test_a_checkpoint_of_whole_epochs_alone_is_still_loaded(line: Trainer, tmp_path: Path) -> None:
+    """One of before there were steps within an epoch."""
+    line.begin(FAST, seed=0)
+    line.step()
+    line.save(tmp_path / "a.pt")
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    for name in ("position", "step", "chunk"):
+        del state[name]
+    del state["best"]["chunk"]
+    torch.save(state, tmp_path / "before.pt")
+    going_on = []
+    for name in ("a.pt", "before.pt"):
+        line.begin(FAST, seed=0)
+        line.load(tmp_path / name)
+        going_on.append(exact(line.step()))
+        line.save(tmp_path / f"after {name}")
+    assert going_on[0] == going_on[1]
+    assert same(saved(tmp_path / "after a.pt"), saved(tmp_path / "after before.pt"))
 
 
 def test_a_plateau_lowers_the_rate_after_an_epoch_that_is_no_better(line: Trainer) -> None:

@@ -35,13 +35,14 @@ def own(path: Path, *, best: dict[str, Tensor] | None) -> Path:
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.safetensors"])
 def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
-    beside = write_plain(tmp_path / name, weights(), config=CONFIG)
+    parts = {"inputs": {"mean": [0.5], "std": [2.0]}, "classes": ["a", "b"]}
+    beside = write_plain(tmp_path / name, weights(), config=CONFIG, preprocessing=parts)
     read = read_weights(tmp_path / name)
     expected = weights()
     assert read.keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) and value.is_contiguous() for key, value in read.items())
     assert beside == tmp_path / "model.json"
-    assert json.loads(beside.read_text()) == {**CONFIG, "filters": [2, 4]}
+    assert json.loads(beside.read_text()) == {"config": {**CONFIG, "filters": [2, 4]}, **parts}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", name]
 
 

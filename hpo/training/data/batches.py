@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo.errors import ExperimentError
-from hpo.seeds import derive
 from hpo.training.data.augment import Strengths
 from hpo.training.data.changes import ChangedPixels, mixed
 from hpo.training.data.draws import Draws, draw, partners
+from hpo.training.data.epochs import Drawn, EpochBatches, EpochPlan, Indices, split, to_device
 from hpo.training.data.moves import MovedPixels
-from hpo.training.learning import Batch, Stream
+from hpo.training.learning import Batch
 from hpo.training.share import WHOLE, Share
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,93 +116,42 @@ class StoredImages(ABC):
         return MovedPixels(*self.image_shape, device=self.device)
 
 
-class _Drawn(NamedTuple):
-    epoch: int
-    order_N: Tensor
-    draws: Draws
+class Batches(EpochBatches):
+    """Training batches of images, with augmentations that follow from seed and epoch alone, as their order does.
 
-
-class Batches(Stream):
-    """Training batches, epoch after epoch, in an order and with augmentations that follow from seed and epoch alone.
-
-    So its whole state is the number of epochs begun, and the order is the same on a CPU and on a GPU, for one process
-    and for several; so is what is drawn for each sample, except that a process mixes the samples of its own share of a
-    batch with each other, and that noise comes from PyTorch's generator of the device, as dropout does. Where there is
-    at least one full batch, the samples that do not fill the last one sit out the epoch, others each time.
+    What is drawn for each sample is the same for one process and for several, except that a process mixes the samples
+    of its own share of a batch with each other, and that noise comes from PyTorch's generator of the device, as dropout
+    does.
     """
 
     def __init__(
         self,
         data: StoredImages,
         *,
-        indices: Indices,
+        plan: EpochPlan | Indices,
         batch_size: int,
         augment: Strengths | Sequence[str] = (),
         num_classes: int | None = None,
         seed: int,
         share: Share = WHOLE,
     ) -> None:
-        """Batches of the samples `indices`, or the `share` of each.
+        """Batches of the samples of `plan`, or the `share` of each.
 
         `augment` has strengths, or names of those that are as strong as usual; `num_classes` is needed to mix images.
 
         Raises:
-            ExperimentError: `batch_size` is below 1, an augmentation is unknown, or images cannot be mixed.
+            ExperimentError: As `EpochBatches`; or an augmentation is unknown, or images cannot be mixed.
         """
-        if batch_size < 1:
-            raise ExperimentError(f"{batch_size} is not at least 1", where="batch_size", remedy="e.g. 128")
+        super().__init__(plan, batch_size=batch_size, seed=seed, share=share)
         self._data = data
-        self._indices = torch.from_numpy(np.ascontiguousarray(indices))
-        self._batch_size = min(batch_size, max(len(indices), 1))
-        if self._batch_size < share.size:
-            raise ExperimentError(
-                f"{len(indices)} samples to train on are too few for {share.size} processes",
-                where="train_samples",
-                remedy="train on more, or with fewer workers",
-            )
         self._strengths = augment if isinstance(augment, Strengths) else Strengths.of(augment)
         self._num_classes = num_classes
-        self._seed = seed
-        self._epoch = 0
-        self._share = share
         self._check_mixing()
-        self._buffers = data.buffers(share.num(self._batch_size), like=self._draw(0, torch.Generator(), seed=0))
-        self._feed: Iterator[bool] = iter(())
-        self._draws: Mapping[str, Iterator[Tensor]] = {}
-        self._ahead: _Drawn | None = None
+        self._buffers = data.buffers(self.own_size, like=self.draw(0, torch.Generator(), seed=0))
 
     @property
     def place(self) -> object:
         return id(self._buffers)  # kept by the data, so no other will have it
-
-    @property
-    def whole_batch(self) -> int | None:
-        return None if self._share == WHOLE else self._batch_size
-
-    @property
-    def num_samples(self) -> int:
-        return len(self._indices) // self._batch_size * self._batch_size
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The next epoch, batch by batch."""
-        self.begin_epoch()
-        while self.advance():
-            yield self.batch()
-
-    def begin_epoch(self) -> None:
-        ahead, self._ahead = self._ahead, None
-        _, order, draws = ahead if ahead is not None and ahead.epoch == self._epoch else self._drawn()
-        self._epoch += 1
-        self._feed = self._data.feed(order, self._buffers)
-        size = self._share.num(self._batch_size)
-        self._draws = {name: iter(_split(to_device(part, self._data.device), size)) for name, part in draws.items()}
-
-    def advance(self) -> bool:
-        if not next(self._feed, False):
-            return False
-        for name, drawn in self._buffers.draws.items():
-            drawn.copy_(next(self._draws[name]))
-        return True
 
     def batch(self) -> Batch:
         """(B, C, H, W) float32 images; (B,) int64 labels, or (B, K) float32 probabilities where images are mixed."""
@@ -216,52 +162,35 @@ class Batches(Stream):
         images, targets = mixed(images.permute(0, 2, 3, 1), labels, draws, num_classes=self._num_classes)
         return images.permute(0, 3, 1, 2), targets
 
-    def look_ahead(self) -> None:
-        self._ahead = self._drawn()
+    def feed(self, drawn: Drawn) -> Iterator[bool]:
+        parts = {
+            name: iter(split(to_device(part, self._data.device), self.own_size)) for name, part in drawn.draws.items()
+        }
+        for _ in self._data.feed(drawn.order_N, self._buffers):
+            for name, own in self._buffers.draws.items():
+                own.copy_(next(parts[name]))
+            yield True
 
-    def state(self) -> dict[str, int]:
-        """JSON from which `restore` goes on with the next epoch; an epoch under way counts as had."""
-        return {"epoch": self._epoch}
-
-    def restore(self, state: Mapping[str, int]) -> None:
-        """Go on after the epoch at which `state()` was taken."""
-        self._epoch = state["epoch"]
-
-    def _drawn(self) -> _Drawn:
-        """The next epoch, on the host."""
-        seed = derive(self._seed, "epoch", self._epoch)
-        generator = torch.Generator().manual_seed(seed)
-        order = self._indices[torch.randperm(len(self._indices), generator=generator)[: self.num_samples]]
-        return _Drawn(self._epoch, self._own(order), self._draw(self.num_samples, generator, seed=seed))
-
-    def _draw(self, num: int, generator: torch.Generator, *, seed: int) -> Draws:
-        """This process's share of what is drawn for `num` samples."""
+    def draw(self, num: int, generator: torch.Generator, *, seed: int) -> Draws:
         height, width, _ = self._data.image_shape
         drawn = draw(self._strengths, num=num, height=height, width=width, generator=generator, seed=seed)
-        own = {name: self._own(part) for name, part in drawn.items()}
+        own = {name: self.own(part) for name, part in drawn.items()}
         if "partner" in own:  # whoever has another share may not have its pixels
-            own["partner"] = partners(own["partner"], batch_size=self._share.num(self._batch_size))
+            own["partner"] = partners(own["partner"], batch_size=self.own_size)
         return own
 
     def _check_mixing(self) -> None:
         mixing = " and ".join(sorted(self._strengths.on & {"mixup", "cutmix"}))
-        if mixing and self._batch_size < 2 * self._share.size:
+        if mixing and self.batch_size < 2 * self.share.size:
             raise ExperimentError(
-                f"a batch of {self._batch_size} gives a process no two images that {mixing} could mix",
+                f"a batch of {self.batch_size} gives a process no two images that {mixing} could mix",
                 where="batch_size",
-                remedy=f"give at least {2 * self._share.size}, or leave {mixing} out",
+                remedy=f"give at least {2 * self.share.size}, or leave {mixing} out",
             )
         if mixing and self._num_classes is None:
             raise ExperimentError(
                 "nothing says how many classes the images have", where=mixing, remedy="give num_classes as well"
             )
-
-    def _own(self, values: Tensor) -> Tensor:
-        """This process's share of each batch, of values (num_samples, ...)."""
-        if self._share == WHOLE or not len(values):
-            return values
-        by_batch = values.view(-1, self._batch_size, *values.shape[1:])
-        return by_batch[:, self._share.of(self._batch_size)].flatten(0, 1)
 
 
 class InOrder:
@@ -275,13 +204,3 @@ class InOrder:
     def __iter__(self) -> Iterator[Batch]:
         """(B, C, H, W) float32 normalised images and (B,) int64 labels."""
         return iter(self._batches)
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values there, without the host waiting for it."""
-    return values.to(device) if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
-
-
-def _split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = tensor.split(size)  # type: ignore[no-untyped-call]
-    return parts

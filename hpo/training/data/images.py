@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hpo.declared import Declared
 from hpo.training.data import cache
+from hpo.training.data.chunks import Chunks, Sizes
 
 Kind = Literal["folder", "archive", "python", "embedded"]
 
@@ -118,6 +119,12 @@ class ImageData(Declared):
             DataError: The source is missing on this node, another than the one located, or damaged.
         """
 
+    def in_chunks(
+        self, num_chunks: int, by: str | Sizes = "random", *, mode: str = "cumulative", replay: float | None = None
+    ) -> ChunkedImages:
+        """The same images as growing data: a trial gets chunk after chunk of the train part; see `Chunks`."""
+        return ChunkedImages(self, Chunks.of(num_chunks, by, mode, replay))
+
     def load(self, located: Located, *, cache_dir: Path) -> Images:
         """The decoded images, mapped from `cache_dir`; decoded first where no process of this node has done so.
 
@@ -128,6 +135,40 @@ class ImageData(Declared):
         arrays, meta = entry.open_or_make(located.classes, lambda writer: self.decode(located, writer))
         mean, std = (np.asarray(meta[name], np.float32) for name in ("mean", "std"))
         return Images(**arrays, classes=tuple(meta["classes"]), mean=mean, std=std)
+
+
+@dataclass(frozen=True)
+class ChunkedImages(ImageData):
+    """Images whose train part a trial gets in chunks; `ImageData.in_chunks` makes it.
+
+    Attributes:
+        data: The images.
+        chunks: How they are divided. Pixels are normalised by mean and deviation of all of the train part.
+    """
+
+    data: ImageData
+    chunks: Chunks
+
+    @property
+    def title(self) -> str:
+        return self.data.title
+
+    def check(self) -> None:
+        self.data.check()
+        self.chunks.check()
+
+    def locate(self, data_dir: Path | None) -> Located:
+        located = self.data.locate(data_dir)
+        self.chunks.check_fits(located.num_train, num_classes=len(located.classes))
+        return located
+
+    def decode(self, located: Located, writer: cache.Writer) -> None:
+        self.data.decode(located, writer)
+
+    def in_chunks(
+        self, num_chunks: int, by: str | Sizes = "random", *, mode: str = "cumulative", replay: float | None = None
+    ) -> ChunkedImages:
+        return self.data.in_chunks(num_chunks, by, mode=mode, replay=replay)
 
 
 def default_cache_dir() -> Path:

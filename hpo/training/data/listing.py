@@ -36,12 +36,14 @@ class Layout:
         needs_test: Whether a test part must be there.
         size: Height and width of every image; None for those of the first.
         crop: Images of another size are made to fit; else they are an error.
+        is_shard: Whether it is one shard of several, which need not have images of each class.
     """
 
     classes: tuple[str, ...] | None = None
     needs_test: bool = False
     size: int | None = None
     crop: bool = False
+    is_shard: bool = False
 
 
 class Listing:
@@ -74,14 +76,15 @@ class Listing:
     def _check_classes(self, part: str, found: Collection[str], layout: Layout) -> None:
         for name in sorted(set(found) - set(self.classes)):
             whose = "the data set has" if layout.classes else "the train part has"
+            mend = "name all classes from the start" if layout.is_shard else "remove it"
             raise DataError(
                 f"{name!r} is not one of the {len(self.classes)} classes that {whose}",
                 where=self.place(part, name),
-                remedy=f"remove it; the classes are {_some(self.classes)}",
+                remedy=f"{mend}; the classes are {_some(self.classes)}",
             )
         counts = Counter(file.class_name for file in self.files[part])
         for name in self.classes:
-            if not counts[name]:
+            if not counts[name] and not (layout.is_shard and name not in found):
                 raise DataError(
                     f"class {name!r} has no images in the {part} part",
                     where=self.place(part, name),

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo.training.data.batches import Buffers, Indices, StoredImages, to_device
+from hpo.training.data.batches import Buffers, StoredImages
 from hpo.training.data.draws import Draws
+from hpo.training.data.epochs import Indices, to_device
 from hpo.training.data.images import Images
 from hpo.training.learning import Batch
 

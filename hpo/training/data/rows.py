@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo.errors import ExperimentError
-from hpo.seeds import derive
-from hpo.training.data.batches import to_device
+from hpo.training.data.epochs import Drawn, EpochBatches, EpochPlan, Indices, split, to_device
 from hpo.training.data.samples import Samples
-from hpo.training.learning import Batch, Stream
+from hpo.training.learning import Batch
 from hpo.training.share import WHOLE, Share
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,104 +104,49 @@ class RowsInOrder:
     def __init__(self, rows: Rows, indices: Indices, batch_size: int, scaling: Scaling | None) -> None:
         chosen = torch.from_numpy(np.ascontiguousarray(indices)).to(rows.device)
         self._rows, self._scaling = rows, scaling
-        self._blocks = _split(chosen, batch_size) if len(chosen) else ()
+        self._blocks = split(chosen, batch_size) if len(chosen) else ()
 
     def __iter__(self) -> Iterator[Batch]:
         return (self._rows.take(block, self._scaling) for block in self._blocks)
 
 
-class RowBatches(Stream):
-    """Training batches of rows, epoch after epoch, in an order that follows from seed and epoch alone.
-
-    So its whole state is the number of epochs begun. Where there is at least one full batch, the samples that do not
-    fill the last one sit out the epoch, others each time.
-    """
+class RowBatches(EpochBatches):
+    """Training batches of rows."""
 
     def __init__(
         self,
         rows: Rows,
         *,
-        indices: Indices,
+        plan: EpochPlan | Indices,
         batch_size: int,
         seed: int,
         scaling: Scaling | None = None,
         share: Share = WHOLE,
     ) -> None:
-        """Batches of the rows `indices`, or the `share` of each.
+        """Batches of the rows of `plan`, or the `share` of each.
 
         Raises:
-            ExperimentError: There are fewer samples than processes.
+            ExperimentError: As `EpochBatches`.
         """
-        self._rows, self._seed, self._scaling, self._share = rows, seed, scaling, share
-        self._indices = torch.from_numpy(np.ascontiguousarray(indices))
-        self._batch_size = min(batch_size, max(len(indices), 1))
-        if self._batch_size < share.size:
-            raise ExperimentError(
-                f"{len(indices)} samples to train on are too few for {share.size} processes",
-                where="train_samples",
-                remedy="train on more, or with fewer workers",
-            )
-        self._buffers = rows.buffers(share.num(self._batch_size))
-        self._epoch = 0
-        self._blocks: Iterator[Tensor] = iter(())
-        self._ahead: tuple[int, Tensor] | None = None
+        super().__init__(plan, batch_size=batch_size, seed=seed, share=share)
+        self._rows, self._scaling = rows, scaling
+        self._buffers = rows.buffers(self.own_size)
 
     @property
     def place(self) -> object:
         return id(self._buffers)  # kept by the rows, so no other will have it
 
-    @property
-    def whole_batch(self) -> int | None:
-        return None if self._share == WHOLE else self._batch_size
-
-    @property
-    def num_samples(self) -> int:
-        return len(self._indices) // self._batch_size * self._batch_size
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.begin_epoch()
-        while self.advance():
-            yield self.batch()
-
-    def begin_epoch(self) -> None:
-        ahead, self._ahead = self._ahead, None
-        _, order = ahead if ahead is not None and ahead[0] == self._epoch else self._drawn()
-        self._epoch += 1
-        self._blocks = iter(_split(to_device(order, self._rows.device), len(self._buffers.rows_B)))
-        if self._buffers.scaling is not None and self._scaling is not None:
-            self._buffers.scaling.take(self._scaling)
-
-    def advance(self) -> bool:
-        block = next(self._blocks, None)
-        if block is not None:
-            self._buffers.rows_B.copy_(block)
-        return block is not None
-
     def batch(self) -> Batch:
         return self._rows.take(self._buffers.rows_B, self._buffers.scaling)
 
-    def look_ahead(self) -> None:
-        self._ahead = self._drawn()
-
-    def state(self) -> dict[str, Any]:
-        return {"epoch": self._epoch}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._epoch = state["epoch"]
-
-    def _drawn(self) -> tuple[int, Tensor]:
-        """The next epoch's number, and this process's share of its order, on the host."""
-        generator = torch.Generator().manual_seed(derive(self._seed, "epoch", self._epoch))
-        order = self._indices[torch.randperm(len(self._indices), generator=generator)[: self.num_samples]]
-        own = order.view(-1, self._batch_size)[:, self._share.of(self._batch_size)]
-        return self._epoch, own.flatten()
+    def feed(self, drawn: Drawn) -> Iterator[bool]:
+        if self._buffers.scaling is not None and self._scaling is not None:
+            self._buffers.scaling.take(self._scaling)
+        for rows in split(to_device(drawn.order_N, self._rows.device), self.own_size):
+            self._buffers.rows_B.copy_(rows)
+            yield True
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
     wanted = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
     return torch.from_numpy(np.array(array, dtype=wanted))
-
-
-def _split(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = rows.split(size)  # type: ignore[no-untyped-call]
-    return parts

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hpo.training.data.batches import Buffers, Indices, StoredImages
+from hpo.training.data.batches import Buffers, StoredImages
 from hpo.training.data.draws import Draws
+from hpo.training.data.epochs import Indices
 from hpo.training.data.images import Images
 from hpo.training.learning import Batch
 

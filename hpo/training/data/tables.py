@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hpo.declared import Declared, described
 from hpo.errors import DataError, ExperimentError
+from hpo.training.data.chunks import Chunks, Sizes
 from hpo.training.data.samples import Samples
 
 
@@ -56,6 +57,12 @@ class TableData(Declared):
         Raises:
             DataError: It is missing on this node, damaged, or holds what is no number.
         """
+
+    def in_chunks(
+        self, num_chunks: int, by: str | Sizes = "random", *, mode: str = "cumulative", replay: float | None = None
+    ) -> ChunkedTable:
+        """The same table as growing data: a trial gets chunk after chunk of the train part; see `Chunks`."""
+        return ChunkedTable(self, Chunks.of(num_chunks, by, mode, replay))
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,44 @@ class Arrays(TableData):
     def read(self, path: Path | None) -> Samples:
         inputs, targets = self.arrays() if callable(self.arrays) else self.arrays
         return checked(Samples(np.asarray(inputs), np.asarray(targets)), where=self.title)
+
+
+@dataclass(frozen=True)
+class ChunkedTable(TableData):
+    """A table whose train part a trial gets in chunks; `TableData.in_chunks` makes it.
+
+    Attributes:
+        data: The table.
+        chunks: How its rows are divided. Features and numbers to be predicted are normalised by the rows of the first
+            chunk alone.
+    """
+
+    data: TableData
+    chunks: Chunks
+
+    @property
+    def test_ratio(self) -> float:  # type: ignore[override]
+        """That of the table."""
+        return self.data.test_ratio
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    def check(self) -> None:
+        self.data.check()
+        self.chunks.check()
+
+    def find(self, data_dir: Path | None) -> Path | None:
+        return self.data.find(data_dir)
+
+    def read(self, path: Path | None) -> Samples:
+        return self.data.read(path)
+
+    def in_chunks(
+        self, num_chunks: int, by: str | Sizes = "random", *, mode: str = "cumulative", replay: float | None = None
+    ) -> ChunkedTable:
+        return self.data.in_chunks(num_chunks, by, mode=mode, replay=replay)
 
 
 def checked(samples: Samples, *, where: str) -> Samples:

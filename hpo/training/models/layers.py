@@ -45,12 +45,7 @@ def norm_of_maps(kind: str, channels: int) -> list[nn.Module]:
     Raises:
         ExperimentError: There is none of that name.
     """
-    NORM.check(kind, where="norm")
-    if kind == "batch":
-        return [nn.BatchNorm2d(channels)]
-    if kind == "none":
-        return []
-    return [nn.GroupNorm(1 if kind == "layer" else num_groups(channels), channels)]
+    return _norm(kind, channels, batch=nn.BatchNorm2d, layer=lambda num: nn.GroupNorm(1, num))
 
 
 def norm_of_features(kind: str, width: int) -> list[nn.Module]:
@@ -59,12 +54,19 @@ def norm_of_features(kind: str, width: int) -> list[nn.Module]:
     Raises:
         ExperimentError: There is none of that name.
     """
+    return _norm(kind, width, batch=nn.BatchNorm1d, layer=nn.LayerNorm)
+
+
+def _norm(
+    kind: str, width: int, *, batch: Callable[[int], nn.Module], layer: Callable[[int], nn.Module]
+) -> list[nn.Module]:
     NORM.check(kind, where="norm")
-    if kind == "batch":
-        return [nn.BatchNorm1d(width)]
-    if kind == "layer":
-        return [nn.LayerNorm(width)]
-    return [] if kind == "none" else [nn.GroupNorm(num_groups(width), width)]
+    kinds: Mapping[str, Callable[[int], nn.Module]] = {
+        "batch": batch,
+        "layer": layer,
+        "group": lambda num: nn.GroupNorm(num_groups(num), num),
+    }
+    return [kinds[kind](width)] if kind in kinds else []
 
 
 def num_groups(channels: int) -> int:

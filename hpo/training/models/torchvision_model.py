@@ -12,7 +12,7 @@ from torch import nn
 from hpo.errors import DataError, ExperimentError
 from hpo.training.models import torchvision_stems as stems
 from hpo.training.models.dropout import DROPOUT, Dropout, DroppingLinear
-from hpo.training.models.torchvision_weights import fitted, load_weights, model_names, weights_of
+from hpo.training.models.torchvision_weights import model_names, state_for, weights_of
 from hpo.training.rules import Rule, one_of
 from hpo.training.start import load_start
 
@@ -158,10 +158,9 @@ class TorchvisionModel:
     def _load(self, model: nn.Module, *, num_classes: int) -> None:
         member = weights_of(self.name, str(self.weights))
         fresh = [stems.stem_of(self.name).first]
-        state = fitted(load_weights(member), model, first=fresh[0])
+        state = state_for(model, member, first=fresh[0])
         categories = member.meta.get("categories")
-        if categories is None:  # torchvision's file has features alone, and its head is not a number
-            state = {name: value for name, value in state.items() if name.startswith("features.")}
+        if categories is None:
             fresh.append("classifier")
         elif len(categories) != num_classes:
             fresh.append(_head(model))

@@ -80,6 +80,24 @@ def weights_named(full_name: str) -> Any:
     )
 
 
+def state_for(model: nn.Module, member: Any, *, first: str) -> dict[str, Tensor]:
+    """What these weights hold of the state of `model`, for its inputs, as `fitted` has it.
+
+    Args:
+        model: Of torchvision.
+        member: Of torchvision's enumerations.
+        first: Name of the first convolution of `model`.
+
+    Raises:
+        DataError: As `load_weights`.
+    """
+    state = fitted(load_weights(member), model, first=first)
+    if member.meta.get("categories") is not None:
+        return state
+    # Torchvision's file has features alone, and its head is not a number.
+    return {name: value for name, value in state.items() if name.startswith("features.")}
+
+
 def load_weights(member: Any) -> dict[str, Tensor]:
     """The state that torchvision's file of these weights holds, on the CPU; downloaded where no file is here.
 

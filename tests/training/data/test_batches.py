@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import ExperimentError
-from hpo.training.data import Digits, ImageFolder, Images, resident
+from hpo.training.data import Digits, ImageFolder, Images, resident, streamed
 from hpo.training.data.augment import AUGMENTATIONS, USUAL, Strengths
 from hpo.training.data.batches import Batches, InOrder, StoredImages
 from hpo.training.data.changes import mixed
+from hpo.training.data.epochs import Indices
 from hpo.training.data.resident import DeviceImages
 from hpo.training.data.streamed import StreamedImages
-from hpo.training.share import Share
+from hpo.training.share import WHOLE, Share
 from tests.training.data import tiny
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def test_pixels_are_normalised(photos: Images, stored: StoredImages) -> None:
 @pytest.mark.parametrize("augment", [(), ("crop", "flip"), DRAWN])
 def test_the_same_batches_from_everywhere(photos: Images, stored: StoredImages, augment: tuple[str, ...]) -> None:
     here, there = (
-        Batches(data, indices=np.arange(1, 40), batch_size=8, augment=augment, num_classes=2, seed=3)
+        Batches(data, plan=np.arange(1, 40), batch_size=8, augment=augment, num_classes=2, seed=3)
         for data in (stored, DeviceImages.train_part(photos, device=CPU))
     )
     for _ in range(2):
@@ -83,7 +84,7 @@ def test_the_same_batches_from_everywhere(photos: Images, stored: StoredImages, 
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_shares_of_several_processes_are_the_batch(stored: StoredImages, size: int) -> None:
     """Each sample once, moved as one process would move it."""
-    how = {"indices": np.arange(1, 40), "batch_size": 8, "augment": NOT_MIXED, "seed": 3}
+    how = {"plan": np.arange(1, 40), "batch_size": 8, "augment": NOT_MIXED, "seed": 3}
     whole = Batches(stored, **how)
     batches = [(images.clone(), labels.clone()) for images, labels in whole]
     streams = [Batches(stored, **how, share=Share(rank, size)) for rank in range(size)]
@@ -98,7 +99,7 @@ def test_the_shares_of_several_processes_are_the_batch(stored: StoredImages, siz
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_process_mixes_its_own_share(stored: StoredImages, size: int) -> None:
     """With shares and boxes that do not depend on it, and partners that do."""
-    how = {"indices": np.arange(1, 40), "batch_size": 8, "num_classes": 2, "seed": 3}
+    how = {"plan": np.arange(1, 40), "batch_size": 8, "num_classes": 2, "seed": 3}
     unmixed = _kept(Batches(stored, augment=NOT_MIXED, **how))
     whole = _kept(Batches(stored, augment=DRAWN, **how))
     for rank in range(size):
@@ -123,7 +124,7 @@ def _kept(stream: Batches) -> list[tuple[torch.Tensor, torch.Tensor, dict[str, t
 
 
 def test_two_strengths_of_the_same_kinds_have_one_place(stored: StoredImages) -> None:
-    how = {"indices": np.arange(32), "batch_size": 8, "num_classes": 2}
+    how = {"plan": np.arange(32), "batch_size": 8, "num_classes": 2}
     others = Strengths(
         crop=0.5,
         flip=0.1,
@@ -146,8 +147,8 @@ def test_two_strengths_of_the_same_kinds_have_one_place(stored: StoredImages) ->
 
 
 def test_noise_comes_from_pytorchs_generator(stored: StoredImages) -> None:
-    stream = Batches(stored, indices=np.arange(32), batch_size=32, augment=Strengths(noise=0.1), seed=1)
-    plain = Batches(stored, indices=np.arange(32), batch_size=32, seed=1)
+    stream = Batches(stored, plan=np.arange(32), batch_size=32, augment=Strengths(noise=0.1), seed=1)
+    plain = Batches(stored, plan=np.arange(32), batch_size=32, seed=1)
     torch.manual_seed(1)
     first = next(iter(stream))[0] - next(iter(plain))[0]
     assert abs(float((first * stored._changed._std_C.view(1, 3, 1, 1)).std()) - 0.1) < 0.01
@@ -156,10 +157,10 @@ def test_noise_comes_from_pytorchs_generator(stored: StoredImages) -> None:
 
 
 def test_a_batch_is_computed_from_tensors_that_stay(stored: StoredImages) -> None:
-    one, other = (Batches(stored, indices=np.arange(32), batch_size=8, augment=("flip",), seed=s) for s in (1, 2))
+    one, other = (Batches(stored, plan=np.arange(32), batch_size=8, augment=("flip",), seed=s) for s in (1, 2))
     assert one.place == other.place
-    assert one.place != Batches(stored, indices=np.arange(32), batch_size=4, augment=("flip",), seed=1).place
-    assert one.place != Batches(stored, indices=np.arange(32), batch_size=8, seed=1).place
+    assert one.place != Batches(stored, plan=np.arange(32), batch_size=4, augment=("flip",), seed=1).place
+    assert one.place != Batches(stored, plan=np.arange(32), batch_size=8, seed=1).place
     one.batch()
     one.begin_epoch()
     while one.advance():
@@ -168,7 +169,7 @@ def test_a_batch_is_computed_from_tensors_that_stay(stored: StoredImages) -> Non
 
 
 def test_looking_ahead_changes_nothing(stored: StoredImages) -> None:
-    plain, looking = (Batches(stored, indices=np.arange(32), batch_size=8, augment=("crop",), seed=5) for _ in "ab")
+    plain, looking = (Batches(stored, plan=np.arange(32), batch_size=8, augment=("crop",), seed=5) for _ in "ab")
     for _ in range(3):
         first, second = _flat(plain), _flat(looking)
         looking.look_ahead()
@@ -194,7 +195,7 @@ def test_an_epoch_holds_samples_at_most_once(num: int, batch_size: int, seed: in
     one = np.ones(1, np.float32)
     data = DeviceImages(images, np.arange(80), mean=0 * one, std=one / 255, device=CPU)
     indices = np.sort(np.random.default_rng(0).permutation(80)[:num])
-    stream = Batches(data, indices=indices, batch_size=batch_size, seed=seed)
+    stream = Batches(data, plan=indices, batch_size=batch_size, seed=seed)
     parts = list(stream)
     size = min(batch_size, num)
     assert [len(labels) for _, labels in parts] == [size] * (num // size)
@@ -207,7 +208,7 @@ def test_an_epoch_holds_samples_at_most_once(num: int, batch_size: int, seed: in
 
 def test_epochs_differ_and_seeds_differ(digits: Images) -> None:
     data = DeviceImages.train_part(digits, device=CPU)
-    stream, other = (Batches(data, indices=np.arange(1000), batch_size=100, seed=seed) for seed in (1, 2))
+    stream, other = (Batches(data, plan=np.arange(1000), batch_size=100, seed=seed) for seed in (1, 2))
     orders = [_flat(part)[0] for part in (stream, stream, other)]
     assert not any(torch.equal(orders[i], orders[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
@@ -215,7 +216,7 @@ def test_epochs_differ_and_seeds_differ(digits: Images) -> None:
 @pytest.mark.parametrize("seen", [0, 1, 3])
 def test_goes_on_where_the_state_was_taken(stored: StoredImages, seen: int) -> None:
     def begun() -> Batches:
-        return Batches(stored, indices=np.arange(35), batch_size=8, augment=DRAWN, num_classes=2, seed=9)
+        return Batches(stored, plan=np.arange(35), batch_size=8, augment=DRAWN, num_classes=2, seed=9)
 
     original, restored = begun(), begun()
     for _ in range(seen):
@@ -224,6 +225,78 @@ def test_goes_on_where_the_state_was_taken(stored: StoredImages, seen: int) -> N
     for _ in range(2):
         for one, other in zip(_flat(original), _flat(restored), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("position", "share"), [(1, WHOLE), (4, WHOLE), (3, Share(1, 2))])
+def test_goes_on_between_any_two_batches(stored: StoredImages, position: int, share: Share) -> None:
+    def begun() -> Batches:
+        return Batches(stored, plan=np.arange(35), batch_size=8, augment=DRAWN, num_classes=2, seed=9, share=share)
+
+    whole = begun()
+    epochs = [[(images.clone(), targets.clone()) for images, targets in whole] for _ in range(3)]
+    original, restored = begun(), begun()
+    list(original)
+    original.begin_epoch()
+    assert [original.advance() for _ in range(position)] == [True] * position
+    state = json.loads(json.dumps(original.state()))
+    assert (state["epoch"], state["position"]) == ((1, position) if position < 4 else (2, 0))
+    restored.restore(state)
+    assert restored.position == state["position"]
+    left = [*epochs[1][position:], *epochs[2]]
+    again = [(images.clone(), targets.clone()) for _ in range(1 + (position < 4)) for images, targets in restored]
+    assert len(again) == len(left)
+    for (images, targets), (others, their_targets) in zip(left, again, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(targets, their_targets)
+
+
+def test_what_is_skipped_is_not_read(photos: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = StreamedImages.train_part(photos, device=CPU, num_workers=0)
+    seen: list[int] = []
+    read = streamed._Mapped.__getitem__
+
+    def recorded(self: streamed._Mapped, rows: Indices) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.extend(rows.tolist())
+        return read(self, rows)
+
+    monkeypatch.setattr(streamed._Mapped, "__getitem__", recorded)
+    stream = Batches(data, plan=np.arange(40), batch_size=8, seed=1)
+    list(stream)
+    order, seen[:] = list(seen), []
+    stream.restore({"seed": 1, "epoch": 0, "position": 3, "batch_size": 8})
+    list(stream)
+    assert seen == order[24:]
+
+
+def test_a_state_of_once_is_that_of_a_whole_epoch(photos: Images) -> None:
+    stored = DeviceImages.train_part(photos, device=CPU)
+    one, other = (Batches(stored, plan=np.arange(35), batch_size=8, seed=9) for _ in "ab")
+    _flat(one)
+    other.restore({"epoch": 1})
+    for mine, theirs in zip(_flat(one), _flat(other), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_another_trials_place_finishes_its_epoch_in_whole_batches_of_ones_own(photos: Images) -> None:
+    stored = DeviceImages.train_part(photos, device=CPU)
+    theirs = Batches(stored, plan=np.arange(40), batch_size=8, seed=1)
+    order = [int(row) for _, rows in _rows_of(theirs) for row in rows]
+    theirs.restore({"epoch": 0})
+    theirs.begin_epoch()
+    assert [theirs.advance() for _ in range(3)] == [True] * 3
+    own = Batches(stored, plan=np.arange(40), batch_size=10, seed=2)
+    own.restore(theirs.state())  # 24 samples were had: two batches of 10
+    assert [int(row) for _, rows in _rows_of(own) for row in rows] == order[20:]
+    fresh = Batches(stored, plan=np.arange(40), batch_size=10, seed=2)
+    fresh.restore({"epoch": 1})
+    assert [rows.tolist() for _, rows in _rows_of(own)] == [rows.tolist() for _, rows in _rows_of(fresh)]
+
+
+def _rows_of(stream: Batches) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images of an epoch, and which of them these are: no two have equal pixels."""
+    everything, _ = _flat(InOrder(stream._data))
+    batches = [images.clone() for images, _ in stream]
+    return [(images, (images[:, None] == everything).flatten(2).all(2).int().argmax(1)) for images in batches]
 
 
 def test_large_data_stays_the_mapped_file(photos: Images, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,18 +315,18 @@ def test_a_part_without_images(tmp_path: Path) -> None:
 
 def test_batch_size_is_positive(stored: StoredImages) -> None:
     with pytest.raises(ExperimentError, match="batch_size: 0 is not at least 1"):
-        Batches(stored, indices=np.arange(3), batch_size=0, seed=0)
+        Batches(stored, plan=np.arange(3), batch_size=0, seed=0)
 
 
 def test_unknown_augmentation(stored: StoredImages) -> None:
     with pytest.raises(ExperimentError, match="'blur' is no augmentation"):
-        Batches(stored, indices=np.arange(3), batch_size=1, augment=("blur",), seed=0)
+        Batches(stored, plan=np.arange(3), batch_size=1, augment=("blur",), seed=0)
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_mixing_needs_two_images_and_classes(stored: StoredImages, name: str) -> None:
     def batches(size: int, **how: Any) -> Batches:
-        return Batches(stored, indices=np.arange(20), batch_size=size, augment=(name,), seed=0, **how)
+        return Batches(stored, plan=np.arange(20), batch_size=size, augment=(name,), seed=0, **how)
 
     batches(6, num_classes=2, share=Share(1, 3))
     with pytest.raises(
@@ -272,7 +345,7 @@ def test_mixing_needs_two_images_and_classes(stored: StoredImages, name: str) ->
 def test_same_batches_on_a_gpu(photos: Images) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    arguments = {"indices": np.arange(40), "batch_size": 8, "augment": DRAWN, "num_classes": 2, "seed": 3}
+    arguments = {"plan": np.arange(40), "batch_size": 8, "augment": DRAWN, "num_classes": 2, "seed": 3}
     on_cpu, on_gpu = (
         _flat(Batches(DeviceImages.train_part(photos, device=torch.device(name)), **arguments))
         for name in ("cpu", "cuda")
