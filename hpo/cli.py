@@ -87,7 +87,11 @@ for job_command in job_commands.commands:
 def runs(results: str, style: str) -> None:
     """List the runs in the store, newest first."""
     query = """
-        WITH best AS (SELECT run_id, count(*) AS trials, max(best_score) AS score FROM trials GROUP BY run_id)
+        WITH best AS (
+            SELECT run_id, count(*) AS trials,
+                   (max({chunk: coalesce(best_chunk, 0), score: best_score})
+                    FILTER (best_score IS NOT NULL)).score AS score
+            FROM trials GROUP BY run_id)
         SELECT experiment, run_id, state, coalesce(trials, 0) AS trials,
                CASE mode WHEN 'min' THEN -score ELSE score END AS best, goal, dataset, started_at
         FROM runs LEFT JOIN best USING (run_id) ORDER BY started_at DESC"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hpo.declared import Declared, described
 from hpo.errors import ExperimentError
 from hpo.goal import Goal
-from hpo.per_trial import PerTrial
+from hpo.per_trial import PerTrial, check_concurrent
 from hpo.protocols import Policy, Search, Task
 from hpo.space import Domain, Space, is_value
 from hpo.trial import Config
@@ -83,8 +83,12 @@ class Experiment:
     @property
     def max_steps(self) -> int | None:
         """Steps that the longest trial may train, or None where its own configuration says when it ends."""
-        limits = [policy.max_steps for policy in self.policies if policy.max_steps is not None]
-        return min(limits) if limits else None
+        return _least(policy.max_steps for policy in self.policies)
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs that the longest trial may train, as far as policies count epochs."""
+        return _least(policy.max_steps for policy in self.policies if policy.resource == "epoch")
 
     @property
     def num_trials(self) -> int:
@@ -245,6 +249,10 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(part) for part in value) if isinstance(value, list) else value
 
 
+def _least(limits: Iterable[int | None]) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _placed(experiment: Experiment, error: ExperimentError) -> ExperimentError:
     """The error, its hyper-parameter named by where the user wrote it."""
     return ExperimentError(error.problem, where=experiment._where(error.where), remedy=error.remedy)
@@ -321,30 +329,6 @@ def _check_workers(experiment: Experiment) -> None:
         )
 
 
-def check_concurrent(value: object, *, per_trial: PerTrial) -> None:
-    """Raise ExperimentError for what cannot be a number of trials at a time."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return
-    if value != "auto":
-        raise ExperimentError(
-            f'{value!r} is neither an integer of at least 1 nor "auto"',
-            where="concurrent",
-            remedy='e.g. concurrent=4, concurrent="auto", or leave it out for as many trials as fit',
-        )
-    if per_trial.workers > 1:
-        raise ExperimentError(
-            f'"auto" finds how many trials share a GPU, but per_trial.workers={per_trial.workers} has one use several',
-            where="concurrent",
-            remedy="train each trial in one process, or leave concurrent out",
-        )
-    if per_trial.gpus > 1:
-        raise ExperimentError(
-            f'"auto" finds how many trials share a GPU, but per_trial.gpus={per_trial.gpus:g} gives a trial several',
-            where="concurrent",
-            remedy="lower per_trial.gpus to 1 or less, or leave concurrent out",
-        )
-
-
 def _check_goal_and_end(experiment: Experiment) -> None:
     metrics = experiment.task.metrics
     if experiment.goal.metric not in metrics:
@@ -358,7 +342,15 @@ def _check_goal_and_end(experiment: Experiment) -> None:
         raise ExperimentError(
             "more than one policy pauses trials", where="policy", remedy="keep one of them; any number may stop trials"
         )
-    if experiment.max_steps is None and "epochs" not in {*experiment.fixed, *experiment.space}:
+    for policy in experiment.policies:
+        if policy.resource == "chunk" and not experiment.task.grows:
+            raise ExperimentError(
+                f"{type(policy).__name__} counts chunks, but the data come all at once",
+                where="policy",
+                remedy='leave out resource="chunk", or have them come chunk by chunk: Cifar10().in_chunks(5)',
+            )
+    ends = experiment.task.grows or "epochs" in {*experiment.fixed, *experiment.space}
+    if experiment.max_steps is None and not ends:
         raise ExperimentError(
             "nothing says when a trial has trained enough",
             where="policy",

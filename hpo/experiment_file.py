@@ -15,13 +15,17 @@ from typing import Any
 
 from hpo.errors import ExperimentError
 from hpo.experiment import Experiment, digest_of
+from hpo.start_from import START_FROM, BestOf, parse
 
 _PACKAGE = Path(__file__).resolve().parent
 _PREFIX = "hpo_experiment_"  # so that `random.py` or `test.py` shadows no module of that name
 
 
 SMOKE = {"trials": 2, "epochs": 2, "train_samples": 256, "val_samples": 128}
-"""What `--smoke` changes, as far as an experiment takes it: enough to see whether it runs at all."""
+"""What `--smoke` changes, as far as an experiment takes it: enough to see whether it runs at all.
+
+Trials that would begin with the best weights of another experiment begin with their own, which needs no other run.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,10 @@ def _tiny(experiment: Experiment) -> Experiment:
         except ExperimentError:
             continue  # its task knows no such name
         experiment = smaller
+    for name in (START_FROM, f"start.{START_FROM}"):
+        values = experiment.space[name].examples() if name in experiment.space else [experiment.fixed.get(name)]
+        if any(isinstance(parse(value), BestOf) for value in values):
+            experiment = experiment.with_overrides({name: None}, source="--smoke")
     return experiment
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable
@@ -30,6 +31,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> int:
         beside.unlink(missing_ok=True)
     sync_folder(path.parent)
     return size
+
+
+def digest(path: Path) -> str:
+    """16 hexadecimal digits that change when the file does: the first of its SHA-256.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def sync_folder(path: Path) -> None:

@@ -63,7 +63,7 @@ class Watching:
         """Say which run it is, and what a person should know about it."""
         self._opened = run
         experiment = run.file.experiment
-        self._plan = expected(experiment)
+        self._plan = expected(experiment, run.dataset, continued=run.study.continued)
         verb = "goes on" if run.resumed else "begins"
         self.console.print(
             f"[bold]{run.file.name}[/] run {run.paths.run_id} {verb} on {run.dataset.name}", highlight=False
@@ -220,7 +220,7 @@ def best_line(progress: Progress, space: Mapping[str, Any]) -> str:
     if progress.best is None or progress.best_value is None:
         return "no finite score yet"
     config = configuration(progress.best.config, space)
-    return f"{number(progress.best_value)} (trial {progress.best.number}, epoch {progress.best.best_step})  {config}"
+    return f"{number(progress.best_value)} (trial {progress.best.number}, step {progress.best.best_step})  {config}"
 
 
 def view(console: Console) -> LiveView | PlainView:

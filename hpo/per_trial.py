@@ -74,3 +74,27 @@ class PerTrial(Declared):
             raise ExperimentError(
                 f"{share!r} is not a number above 0 and up to 1", where="data_memory_fraction", remedy="e.g. 0.25"
             )
+
+
+def check_concurrent(value: object, *, per_trial: PerTrial) -> None:
+    """Raise ExperimentError for what cannot be a number of trials at a time."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return
+    if value != "auto":
+        raise ExperimentError(
+            f'{value!r} is neither an integer of at least 1 nor "auto"',
+            where="concurrent",
+            remedy='e.g. concurrent=4, concurrent="auto", or leave it out for as many trials as fit',
+        )
+    if per_trial.workers > 1:
+        raise ExperimentError(
+            f'"auto" finds how many trials share a GPU, but per_trial.workers={per_trial.workers} has one use several',
+            where="concurrent",
+            remedy="train each trial in one process, or leave concurrent out",
+        )
+    if per_trial.gpus > 1:
+        raise ExperimentError(
+            f'"auto" finds how many trials share a GPU, but per_trial.gpus={per_trial.gpus:g} gives a trial several',
+            where="concurrent",
+            remedy="lower per_trial.gpus to 1 or less, or leave concurrent out",
+        )

@@ -12,113 +12,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hpo.declared import Declared
-from hpo.errors import CheckpointError, ExperimentError
+from hpo.errors import CheckpointError, DataError, ExperimentError
+from hpo.setting import Dataset, Group, Setting, Step
 from hpo.space import Space
 from hpo.trial import Config, Decision, Ended, Report
 
+__all__ = [
+    "Dataset",
+    "Group",
+    "Judge",
+    "Policy",
+    "Proposer",
+    "Search",
+    "Setting",
+    "Snapshot",
+    "Step",
+    "Task",
+    "Trainer",
+]
+
 # --- Task ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The data that a run uses, found once by the driver and found again, and compared, by every worker.
-
-    Attributes:
-        name: What rows in the store call it.
-        fingerprint: Changes when the data does.
-        fell_back: One line for people where this is not the data that was asked for.
-        located: JSON that the task needs to open it.
-    """
-
-    name: str
-    fingerprint: str
-    fell_back: str | None = None
-    located: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The processes that train one trial together, and the place of this one ("rank") among them.
-
-    Attributes:
-        rank: From 0; the first one's snapshots are the trial's.
-        size: Processes, at least 2.
-        address: "host:port", as the first one's `Task.host` gave it.
-        hang_s: Seconds that an exchange waits for the others before it is given up.
-        interface_of: Address of this node, whose network they talk through; empty: whichever.
-        shares_gpu: Whether several of them may be on one GPU.
-    """
-
-    rank: int
-    size: int
-    address: str
-    hang_s: float = 300.0
-    interface_of: str = ""
-    shares_gpu: bool = False
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where a trainer lives.
-
-    Attributes:
-        device: "cpu" or "cuda" (the one device that the process may see).
-        num_threads: Intra-op threads, at least 1.
-        dataset: What `Task.locate` found on the driver.
-        cache_dir: Folder of this node for decoded data.
-        metric: Name of the goal metric.
-        sign: 1 where larger metric values are better, -1 where smaller ones are.
-        gpus: GPUs of the process: a share below 1 where several share one, 0 on a CPU.
-        data_memory_fraction: Share of the GPU's memory, or of the trial's share of it, that data may take, in (0, 1].
-        planned_epochs: Epochs that each process is likely to train until the study ends, of all its trials together;
-            None where nobody knows.
-        group: The processes that train each trial together; None: this one alone.
-        max_steps: Steps after which each trial has surely ended, where that is known.
-    """
-
-    device: str
-    num_threads: int
-    dataset: Dataset
-    cache_dir: Path
-    metric: str
-    sign: int = 1
-    gpus: float = 0
-    data_memory_fraction: float = 0.25
-    planned_epochs: float | None = None
-    group: Group | None = None
-    max_steps: int | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a trainer measured in one step.
-
-    Attributes:
-        metrics: Finite or not, by name; holds at least the goal metric.
-        epoch: Passes over the training data so far, from 1.
-        num_samples: Samples trained on in this step, by all processes of the trial.
-        lr: Learning rate at the end of the step, where there is one.
-        chunk: Piece of growing data, where there is one.
-        finished: The trial has had all the steps that its own configuration gives it.
-        device_memory_mb: Peak memory of the process on its device in MiB, where it is known.
-        device_memory_total_mb: Memory of the whole device in MiB, where it is known.
-        notes: How the trial trains, by name, where that was a choice; each told once, and again when it changes.
-    """
-
-    metrics: Mapping[str, float]
-    epoch: int
-    num_samples: int = 0
-    lr: float | None = None
-    chunk: int | None = None
-    finished: bool = False
-    device_memory_mb: float | None = None
-    device_memory_total_mb: float | None = None
-    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Snapshot(ABC):
@@ -188,6 +105,10 @@ class Trainer(ABC):
             f"{type(self).__name__} cannot continue another trial", where=str(path), remedy="give it a `take_over`"
         )
 
+    def forget_best(self) -> None:
+        """Have the best weights be of the steps to come, after `load`: others were measured on data that have grown."""
+        return
+
     def start_from(self, weights: Path | str) -> str:
         """Digest of the weights that the trial now begins with, after `begin` and before its first step.
 
@@ -221,12 +142,24 @@ class Task(Declared):
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that every step reports."""
 
+    @property
+    def grows(self) -> bool:
+        """Whether its data come chunk by chunk: a trial ends when it has had all of them."""
+        return False
+
     @abstractmethod
     def check_config(self, config: Config) -> None:
         """Raise ExperimentError where nobody takes a name, two parts take it, or a value breaks a rule.
 
         `where` of the error is the name of the hyper-parameter.
         """
+
+    def check_on(self, config: Config, dataset: Dataset) -> None:
+        """Raise ExperimentError where this configuration cannot train on what `locate` found; nothing of it is read.
+
+        `where` of the error is the name of the hyper-parameter.
+        """
+        return
 
     def check_workers(self, config: Config, *, workers: int) -> None:
         """Raise ExperimentError where so many processes cannot train this configuration together."""
@@ -240,9 +173,32 @@ class Task(Declared):
             DataError: It is nowhere, or damaged.
         """
 
+    def as_of(self, dataset: Dataset, num_pieces: int) -> Dataset:
+        """What `locate` found before the shards after the first `num_pieces` (at least 1) arrived.
+
+        Asked of data that come in shards, for a run that goes on while further ones lie there.
+
+        Raises:
+            DataError: Nothing but all of them can be had.
+        """
+        raise DataError(
+            f"{type(self).__name__} cannot leave out the shards that arrived since the run began",
+            where=f"data set {dataset.name}",
+            remedy="take them away until the run has finished, or give the task an `as_of`",
+        )
+
     @abstractmethod
     def begin(self, setting: Setting) -> Trainer:
         """A trainer with the data at hand, to be given trials."""
+
+    def num_chunks(self, dataset: Dataset) -> int | None:
+        """Chunks that growing data come in; None where they do not grow."""
+        return None
+
+    def num_epochs(self, config: Config, dataset: Dataset) -> int | None:
+        """Epochs after which a trial of this configuration ends by itself; None where nothing of its own ends it."""
+        epochs = config.get("epochs")
+        return epochs if isinstance(epochs, int) else None
 
     def host(self, at: str) -> str:
         """The address where the processes of a group meet, from now on kept by this one, the first of them.
@@ -314,6 +270,8 @@ class Policy(Declared):
 
     may_pause = False
     """Whether its judge pauses and promotes trials, or has them exploit others; at most one of an experiment may."""
+    resource = "step"
+    """What it counts: "step", "epoch" or "chunk"."""
     keeps_best = False
     """Whether the checkpoint of a trial that it stops is to hold the trial's best weights."""
     takes: ClassVar[tuple[str, ...]] = ()
@@ -326,11 +284,14 @@ class Policy(Declared):
     @property
     @abstractmethod
     def max_steps(self) -> int | None:
-        """Steps after which a trial has surely ended, or None where it may train on and on."""
+        """Steps after which a trial has surely ended, or None where it may train on and on, or nobody knows.
+
+        Of a policy that counts epochs, those of a trial whose steps are epochs.
+        """
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """Steps at which trials are compared, for people."""
+        """Steps, epochs or chunks at which trials are compared, for people."""
         return ()
 
     @abstractmethod

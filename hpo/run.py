@@ -122,13 +122,17 @@ def _run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> int:
 
 def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> int:
     from hpo.engine import driver
-    from hpo.engine.opening import run_digest
+    from hpo.engine.growth import trials_of
+    from hpo.engine.opening import check_on, choose, run_digest
+    from hpo.engine.outlook import outlook
     from hpo.engine.plan import expected
+    from hpo.results import Place, Store
 
     options = _options(how)
     experiment = file.experiment
     places = driver.planned_places(file, options)
     dataset = experiment.task.locate(options.data_dir)
+    check_on(file, dataset)
     console.print(
         f"[bold]{file.name}[/] {'(quick) ' if file.quick else ''}digest {run_digest(file, dataset)}",
         highlight=False,
@@ -136,7 +140,11 @@ def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> 
     console.print_json(data={**experiment.describe(), "trials": experiment.num_trials})
     if dataset.fell_back:
         console.print(Text(f"! {dataset.fell_back}", style="bold yellow"), soft_wrap=True)
-    plan = expected(experiment)
+    store = Store(Place.of(options.results, cache_dir=options.cache_dir.resolve()))
+    chosen = choose(file, dataset, store, fresh=options.fresh)
+    for line in outlook(file, chosen, store):
+        console.print(Text(line), soft_wrap=True)
+    plan = expected(experiment, chosen.dataset, continued=chosen.trials or trials_of(store, chosen.run_id))
     for step, trials in plan.trials_at.items():
         console.print(f"about {trials:5d} trials reach epoch {step}", highlight=False)
     saved = 1 - plan.epochs / max(plan.epochs_without_stopping, 1)
@@ -166,7 +174,7 @@ def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None
     study, experiment = opened.study, opened.file.experiment
     sign, metric = experiment.goal.sign, experiment.goal.metric
     table = Table(title=f"best of {opened.file.name}", title_justify="left", box=None, header_style="dim")
-    for column in ("trial", metric, "epoch", "state", "configuration"):
+    for column in ("trial", metric, "step", "state", "configuration"):
         table.add_column(column, overflow="fold")
     for trial in study.top[:5]:
         shown = Text(configuration(trial.config, experiment.space))
@@ -189,7 +197,8 @@ def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None
     if not study.finished:
         console.print(Text(f"interrupted; go on with: {_again()}"), soft_wrap=True)
     elif opened.nothing_to_do:
-        console.print("all of its trials had ended before: raise --trials for more, or begin anew with --fresh")
+        more = "a new shard of the data gives them more to do" if study.continued else "raise --trials for more"
+        console.print(f"all of its trials had ended before: {more}, or begin anew with --fresh")
     where = "" if str(options.results) == "results" else f" --results {shlex.quote(str(options.results))}"
     console.print(
         f"next: hpo best {opened.file.name}{where}   hpo tensorboard {opened.file.name}{where}",

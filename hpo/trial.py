@@ -38,11 +38,20 @@ class Report:
         trial: Number of the trial, from 0.
         step: Steps that the trial has trained, from 1; each step of a trial is reported once.
         score: The goal metric, larger is better; may be NaN or infinite.
+        num_epochs: Passes over its training data that the trial has completed; one that the step ends in the middle of
+            is not. None: each step is one.
+        num_chunks: Pieces of growing data that its state has had all epochs of; 0 where the data do not grow.
     """
 
     trial: int
     step: int
     score: float
+    num_epochs: int | None = None
+    num_chunks: int = 0
+
+    def had(self, resource: str) -> int:
+        """How many of "step", "epoch" or "chunk" the trial has had."""
+        return _had(self, resource)
 
     @property
     def finite(self) -> bool:
@@ -115,6 +124,8 @@ class Ended:
         trial: Number of the trial.
         step: Steps that it trained.
         best_score: Best finite score, or None where it has none.
+        num_epochs: As its last report said.
+        num_chunks: Likewise.
         by_itself: It ended for what it was (early stopping, its own last epoch), not because others were better.
         failed: It raised, ran out of memory or was lost, more often than it may.
     """
@@ -124,3 +135,14 @@ class Ended:
     best_score: float | None
     by_itself: bool = False
     failed: bool = False
+    num_epochs: int | None = None
+    num_chunks: int = 0
+
+    def had(self, resource: str) -> int:
+        """How many of "step", "epoch" or "chunk" the trial has had."""
+        return _had(self, resource)
+
+
+def _had(told: Report | Ended, resource: str) -> int:
+    num_epochs = told.step if told.num_epochs is None else told.num_epochs
+    return {"step": told.step, "epoch": num_epochs, "chunk": told.num_chunks}[resource]

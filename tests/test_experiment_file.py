@@ -73,6 +73,31 @@ class TestLoading:
         assert shipped.fixed["train_samples"] == 256
         assert shipped.fixed["filters"] == (32, 32, 64, 64, 128)  # as --quick has it
 
+    @pytest.mark.parametrize(
+        ("begins_with", "settings"),
+        [
+            ('choice(None, Best("other"))', "space={'start_from': %s}"),
+            ('Best("other")', "fixed={'start.start_from': %s}"),
+            ('"trial:0"', "space={'start_from': choice(None, %s)}"),
+        ],
+    )
+    def test_smoke_needs_no_other_run(self, tmp_path: Path, begins_with: str, settings: str) -> None:
+        text = f"""
+from hpo import Asha, Best, Experiment, Minimize, choice, uniform
+from tests.training.line import LineFit
+declared = {{"space": {{"lr": uniform(0.1, 0.2)}}}} | dict({settings % begins_with})
+experiment = Experiment(task=LineFit(), goal=Minimize("val_loss"), trials=4, policy=Asha(9), **declared)
+"""
+        file = write(tmp_path, text)
+        experiment = load(file, smoke=True).experiment
+        name = "start.start_from" if "start.start" in settings else "start_from"
+        if "trial:0" in begins_with:
+            assert name in experiment.space
+        else:
+            assert experiment.fixed[name] is None
+            assert name not in experiment.space
+        assert load(file, smoke=True, overrides={name: "best:other"}).experiment.fixed[name] == "best:other"
+
     def test_a_file_may_bear_the_name_of_a_module(self, tmp_path: Path) -> None:
         assert load(write(tmp_path, BODY, "random.py")).name == "random"
         import random

@@ -75,7 +75,7 @@ def test_plain_lines_where_the_output_is_no_terminal() -> None:
     assert "! look here" in text
     assert "trial 0 completed: all 4 epochs trained" in text
     assert "1 completed, 2 waiting of 3" in text
-    assert "0.5 (trial 0, epoch 1)  x=" in text
+    assert "0.5 (trial 0, step 1)  x=" in text
     assert "\x1b[" not in text
 
 
@@ -102,7 +102,7 @@ def test_the_table_of_a_terminal() -> None:
     text = console.export_text()
     assert "1 running, 1 completed, 1 waiting of 3" in text
     assert "6 of about 12, 0.6 epochs/s" in text
-    assert "0.7 (trial 1, epoch 1)" in text
+    assert "0.7 (trial 1, step 1)" in text
     assert "50% about 10 s left" in text
     assert "trial 0 completed" in text
 

@@ -1,4 +1,4 @@
-"""`hpo export`: the best weights of a trial as a file that needs no hpo, its configuration beside it."""
+"""`hpo export`: the best weights of a trial as a file that needs no hpo, beside it what else it takes to use them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from hpo.storage import brought, is_url
 def command(run: str, rest: tuple[str, ...], results: str) -> None:
     """Write the best weights of TRIAL of RUN, by default of its best one, to FILE.
 
-    FILE ends in .pt or .pth, for torch.load, or in .safetensors; the configuration is written beside it as JSON.
+    FILE ends in .pt or .pth, for torch.load, or in .safetensors. The configuration is written beside it as JSON, and
+    how raw inputs are normalised and what the outputs mean (docs/export.md).
     """
     store = Store(results)
     number, path = _parted(rest)
@@ -33,7 +34,7 @@ def command(run: str, rest: tuple[str, ...], results: str) -> None:
 
 
 def write(store: Store, run_id: str, row: Mapping[str, Any], path: Path) -> Path:
-    """The JSON file that now holds the configuration of a trial, beside `path`, which now holds its best weights.
+    """The JSON file that now holds how to use the best weights of a trial, beside `path`, which now holds them.
 
     Args:
         store: That of the run.
@@ -45,16 +46,17 @@ def write(store: Store, run_id: str, row: Mapping[str, Any], path: Path) -> Path
         DataError: The checkpoint is gone, or holds no weights.
         ExperimentError: The suffix is no format, or the folder cannot be written.
     """
-    from hpo.training.weights_file import read_weights, write_plain  # torch, which other commands do without
+    from hpo.training import weights_file  # torch, which other commands do without
 
     target = store.paths(run_id).located(row["checkpoint"])
     try:
         with brought(target if is_url(target) else str(Path(target).resolve())) as checkpoint:
-            weights = read_weights(checkpoint)
+            weights = weights_file.read_weights(checkpoint)
+            preprocessing = weights_file.read_preprocessing(checkpoint)
     except CheckpointError as error:
         raise DataError(error.problem, where=error.where, remedy="choose another trial with `hpo best`") from None
     try:
-        return write_plain(path, weights, config=json.loads(row["config"]))
+        return weights_file.write_plain(path, weights, config=json.loads(row["config"]), preprocessing=preprocessing)
     except OSError as error:
         raise ExperimentError(
             f"cannot be written: {error.strerror or error}", where=str(path), remedy="name a folder that is there"

@@ -6,18 +6,16 @@ import csv
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.text import Text
 
 from hpo.errors import ExperimentError
+from hpo.experiment import Experiment
 from hpo.experiment_file import load, parse_settings
-
-if TYPE_CHECKING:
-    from hpo.experiment import Experiment
-    from hpo.trial import Config
+from hpo.search import GridSearch, RandomSearch
+from hpo.trial import Config
 
 _HEIGHT, _WIDTH = 14, 72
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -56,8 +54,6 @@ def command(
 
 
 def _configuration(experiment: Experiment, trial: int, *, file: str) -> Config:
-    from hpo.search import GridSearch, RandomSearch
-
     search = experiment.search or (GridSearch() if experiment.trials is None else RandomSearch())
     proposer = search.begin(experiment.domains, fixed=experiment.fixed, seed=experiment.seed)
     config = proposer.propose(trial) if 0 <= trial < experiment.num_trials else None

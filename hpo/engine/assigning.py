@@ -35,16 +35,17 @@ class Assigning:
 
     def __call__(self, lease: Lease) -> Mapping[str, Any]:
         """The configuration of the Tune trial that the lease becomes."""
+        checkpoint = self._paths.located(lease.checkpoint.path) if lease.checkpoint else None
         assignment = Assignment(
             trial=lease.trial,
             attempt=lease.attempt,
             config=self._experiment.trained(lease.config),
             seed=lease.seed,
-            checkpoint=self._paths.located(lease.checkpoint.path) if lease.checkpoint else None,
+            checkpoint=checkpoint,
             from_step=lease.checkpoint.step if lease.checkpoint else 0,
             takes_over=lease.checkpoint is not None and lease.checkpoint.source is not None,
             paths=self._paths,
-            start=None if lease.checkpoint else self._start(lease),
+            start=self._start(lease) if checkpoint is None else _continued(lease, checkpoint),
         )
         return {"workplace": self._workplace, "assignment": assignment}
 
@@ -63,3 +64,9 @@ class Assigning:
             return self._origins.get(value) or find(value, Store(Place(self._paths.root, self._paths.url)))
         except HpoError as error:
             return error
+
+
+def _continued(lease: Lease, checkpoint: str) -> Origin | None:
+    """Whose checkpoint it is, where an earlier run wrote it."""
+    parent = lease.continues
+    return None if parent is None else Origin(checkpoint, parent.run, parent.trial)

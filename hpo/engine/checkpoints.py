@@ -87,12 +87,14 @@ class CheckpointKeeper:
     with weights that no file holds, and else every `checkpoint_every_s` seconds, or more rarely where that would take
     more than 1 % of the time. Kept are the newest checkpoint of each trial that may go on, and those of the best trials
     that have ended. A file is deleted only after the entry that makes it superfluous is kept: on disk, or in the bucket
-    where the next driver finds the journal even if this machine is lost.
+    where the next driver finds the journal even if this machine is lost. What an earlier run wrote is never deleted.
 
     Files are written while training goes on. One exists once it is known to be whole, since its process says so or it
     is there under its name; until then it is pending, and no later attempt begins from it.
 
     The study knows files by the names that the journal calls them: relative to the run's folder where they lie in it.
+
+    Where `last_states` is set, a trial that ends among the best is written as it ended: a later run may go on with it.
     """
 
     study: Study
@@ -101,6 +103,7 @@ class CheckpointKeeper:
     kept: Callable[[], int]
     clock: Callable[[], float] = time.monotonic
     spent: Spent = field(default_factory=Spent)
+    last_states: bool = False
     _intervals: dict[int, _Interval] = field(default_factory=dict)
     _pending: dict[str, Pending] = field(default_factory=dict)
     _left: list[_Left] = field(default_factory=list)
@@ -126,7 +129,7 @@ class CheckpointKeeper:
             return False  # what it was is given up
         held = trial.checkpoint.step if trial.checkpoint is not None else 0
         if not isinstance(decision, GoOn):
-            return self.study.keeps(trial) and held < trial.best_step
+            return self.study.keeps(trial) and held < (trial.step if self.last_states else trial.best_step)
         if held >= trial.step or any(pending.trial == number for pending in self._pending.values()):
             return False
         passed, cost_s = self.clock() - self._intervals[number].since, self._intervals[number].cost_s
@@ -231,7 +234,7 @@ class CheckpointKeeper:
         older = trial.checkpoint
         self.study.checkpointed(number, checkpoint, {"blocked_s": pending.blocked_s, "write_s": write_s})
         self._holders.add(number)
-        if older is not None and older.path != checkpoint.path:
+        if older is not None and older.path != checkpoint.path and older.parent is None:
             self._doomed.append((self.appended(), number, older))
         self.sweep()
 
@@ -247,7 +250,7 @@ class CheckpointKeeper:
             trial = self.study.trials[number]
             if trial.state.ended and not self.study.keeps(trial):
                 self._holders.discard(number)
-                if trial.checkpoint is not None:
+                if trial.checkpoint is not None and trial.checkpoint.parent is None:
                     self._doomed.append((self.appended(), number, trial.checkpoint))
 
     def delete_strays(self) -> None:

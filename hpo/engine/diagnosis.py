@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -199,18 +199,19 @@ def _not_finite(point: Point, metrics: Mapping[str, float]) -> Diagnosis | None:
     return None
 
 
-def _diverges(course: Course, last: Sequence[Point]) -> Diagnosis | None:
-    first, best = course.train.first, course.train.low
-    limit = max(first, best + (DIVERGED - 1) * abs(best))
+def _in_a_row(last: Sequence[Point], seen: Callable[[Point], bool]) -> bool:
+    """Whether it is seen in each of so many reports that it is no chance."""
     run = last[-RUN:]
-    if len(run) == RUN and all(point.train_loss > limit for point in run):
-        now = run[-1].train_loss
-        return Diagnosis(
-            "diverges",
-            {"train_loss": now, "best": best, "first": first},
-            f"train_loss is {now:.4g}, after {first:.4g} at first and {best:.4g} at its best",
-        )
-    return None
+    return len(run) == RUN and all(map(seen, run))
+
+
+def _diverges(course: Course, last: Sequence[Point]) -> Diagnosis | None:
+    first, best, now = course.train.first, course.train.low, last[-1].train_loss
+    limit = max(first, best + (DIVERGED - 1) * abs(best))
+    if not _in_a_row(last, lambda point: point.train_loss > limit):
+        return None
+    sentence = f"train_loss is {now:.4g}, after {first:.4g} at first and {best:.4g} at its best"
+    return Diagnosis("diverges", {"train_loss": now, "best": best, "first": first}, sentence)
 
 
 def _oscillates(course: Course, last: Sequence[Point]) -> Diagnosis | None:
@@ -221,98 +222,84 @@ def _oscillates(course: Course, last: Sequence[Point]) -> Diagnosis | None:
     turns = sum(one * other < 0 for one, other in pairwise(steps))
     swing, level = sum(map(abs, steps)) / len(steps), abs(sum(window)) / len(window)
     extent = course.losses.extent
-    if turns >= TURNS and swing >= OSCILLATION * extent and swing >= OSCILLATION_OF_LEVEL * level:
-        what = "train_loss" if course.train.num else "the score"
-        return Diagnosis(
-            "oscillates",
-            {"turns": turns, "swing": swing, "extent": extent},
-            f"{what} turned {turns} times in {WINDOW} steps, by {swing:.4g} a step; it is between "
-            f"{min(window):.4g} and {max(window):.4g}",
-        )
-    return None
+    if turns < TURNS or swing < max(OSCILLATION * extent, OSCILLATION_OF_LEVEL * level):
+        return None
+    what = "train_loss" if course.train.num else "the score"
+    sentence = f"{what} turned {turns} times in {WINDOW} steps, by {swing:.4g} a step; "
+    between = f"it is between {min(window):.4g} and {max(window):.4g}"
+    return Diagnosis("oscillates", {"turns": turns, "swing": swing, "extent": extent}, sentence + between)
 
 
 def _plateaus(course: Course, last: Sequence[Point]) -> Diagnosis | None:
-    if len(last) <= WINDOW or not all(math.isfinite(point.score) for point in last):
+    scores = [point.score for point in last]
+    if len(scores) <= WINDOW or not all(map(math.isfinite, scores)):
         return None
     extent, best = course.scores.extent, course.scores.high
-    gain, scores = best - last[0].best_score, [point.score for point in last[1:]]
-    if gain <= PLATEAU * extent and best - min(scores) <= 5 * PLATEAU * extent:
-        return Diagnosis(
-            "plateaus",
-            {"gain": gain, "extent": extent, "best_score": best},
-            f"the score got better by {gain:.2g} in {WINDOW} steps, and has moved by {extent:.4g} in all; "
-            f"its best is {best:.4g}",
-        )
-    return None
+    gain = best - last[0].best_score
+    if gain > PLATEAU * extent or best - min(scores[1:]) > 5 * PLATEAU * extent:
+        return None
+    sentence = f"the score got better by {gain:.2g} in {WINDOW} steps, and has moved by {extent:.4g} in all; "
+    return Diagnosis(
+        "plateaus", {"gain": gain, "extent": extent, "best_score": best}, f"{sentence}its best is {best:.4g}"
+    )
 
 
 def _overfits(course: Course, last: Sequence[Point]) -> Diagnosis | None:
-    best, run = course.best_validated, last[-RUN:]
-    if best is None or len(run) < RUN:
+    if (best := course.best_validated) is None:
         return None
-    limit = best.val_loss + OVERFITTED * abs(best.val_loss)
-    if all(point.val_loss > limit and point.train_loss < best.train_loss for point in run):
-        now = run[-1]
-        return Diagnosis(
-            "overfits",
-            {
-                "val_loss": now.val_loss,
-                "best_val_loss": best.val_loss,
-                "best_step": best.step,
-                "train_loss": now.train_loss,
-                "train_loss_then": best.train_loss,
-            },
-            f"val_loss rose from {best.val_loss:.4g} at step {best.step} to {now.val_loss:.4g}, while train_loss fell "
-            f"from {best.train_loss:.4g} to {now.train_loss:.4g}",
-        )
-    return None
+    lowest, learnt, now = best.val_loss, best.train_loss, last[-1]
+    limit = lowest + OVERFITTED * abs(lowest)
+    if not _in_a_row(last, lambda point: point.val_loss > limit and point.train_loss < learnt):
+        return None
+    return Diagnosis(
+        "overfits",
+        {
+            "val_loss": now.val_loss,
+            "best_val_loss": lowest,
+            "best_step": best.step,
+            "train_loss": now.train_loss,
+            "train_loss_then": learnt,
+        },
+        f"val_loss rose from {lowest:.4g} at step {best.step} to {now.val_loss:.4g}, while train_loss fell "
+        f"from {learnt:.4g} to {now.train_loss:.4g}",
+    )
 
 
 def _underfits(course: Course, last: Sequence[Point]) -> Diagnosis | None:
     train, val = course.train, course.val
     if train.num < WINDOW or val.num < WINDOW:
         return None
-    fell = [series.first - series.low < UNDERFITTED * abs(series.first) for series in (train, val)]
-    stays = all(point.train_loss - train.first < UNDERFITTED * abs(train.first) for point in last[-RUN:])
-    if all(fell) and stays:
-        return Diagnosis(
-            "underfits",
-            {
-                "train_loss": train.low,
-                "first_train_loss": train.first,
-                "val_loss": val.low,
-                "first_val_loss": val.first,
-            },
-            f"in {train.num} steps train_loss came from {train.first:.4g} to {train.low:.4g} at its best, "
-            f"val_loss from {val.first:.4g} to {val.low:.4g}",
-        )
-    return None
+    fell = any(series.first - series.low >= UNDERFITTED * abs(series.first) for series in (train, val))
+    if fell or not _in_a_row(last, lambda point: point.train_loss - train.first < UNDERFITTED * abs(train.first)):
+        return None
+    return Diagnosis(
+        "underfits",
+        {"train_loss": train.low, "first_train_loss": train.first, "val_loss": val.low, "first_val_loss": val.first},
+        f"in {train.num} steps train_loss came from {train.first:.4g} to {train.low:.4g} at its best, "
+        f"val_loss from {val.first:.4g} to {val.low:.4g}",
+    )
 
 
 def _vanishing(_course: Course, last: Sequence[Point]) -> Diagnosis | None:
-    run = last[-RUN:]
-    if len(run) == RUN and all(point.least_norm <= VANISHED * point.grad_norm for point in run):
-        now = run[-1]
-        return Diagnosis(
-            "vanishing_gradients",
-            {"grad_norm": now.grad_norm, f"grad_norm.{now.least_layer}": now.least_norm},
-            f"the gradient of {now.least_layer} has the norm {now.least_norm:.2g}, the model's {now.grad_norm:.4g}",
-        )
-    return None
+    if not _in_a_row(last, lambda point: point.least_norm <= VANISHED * point.grad_norm):
+        return None
+    now = last[-1]
+    return Diagnosis(
+        "vanishing_gradients",
+        {"grad_norm": now.grad_norm, f"grad_norm.{now.least_layer}": now.least_norm},
+        f"the gradient of {now.least_layer} has the norm {now.least_norm:.2g}, the model's {now.grad_norm:.4g}",
+    )
 
 
 def _exploding(course: Course, point: Point) -> Diagnosis | None:
-    if course.norms.num < RUN or math.isnan(point.grad_norm) or not point.loss >= course.losses.low:
+    norms, now = course.norms, point.grad_norm
+    if norms.num < RUN or not point.loss >= course.losses.low:
         return None
-    mean = course.norms.total / course.norms.num
-    if point.grad_norm > EXPLODED * mean:
-        return Diagnosis(
-            "exploding_gradients",
-            {"grad_norm": point.grad_norm, "mean": mean},
-            f"the gradient's norm is {point.grad_norm:.4g}, after {mean:.4g} in the mean of {course.norms.num} steps",
-        )
-    return None
+    mean = norms.total / norms.num
+    if not now > EXPLODED * mean:  # NaN is not
+        return None
+    sentence = f"the gradient's norm is {now:.4g}, after {mean:.4g} in the mean of {norms.num} steps"
+    return Diagnosis("exploding_gradients", {"grad_norm": now, "mean": mean}, sentence)
 
 
 _RULES = (_diverges, _oscillates, _plateaus, _overfits, _underfits, _vanishing)

@@ -35,14 +35,14 @@ from hpo.engine.desk import Desk, StoppedAtOnce, Watcher
 from hpo.engine.final_test import score_best
 from hpo.engine.gauges import Gauges, RayGauges
 from hpo.engine.nodes import alive_nodes
-from hpo.engine.opening import OpenRun, ended_well, open_run
+from hpo.engine.opening import OpenRun, check_on, ended_well, open_run
 from hpo.engine.plan import Plan, sketched
 from hpo.engine.reservations import reserve_safely
 from hpo.engine.shared_storage import absolute, check_storage
 from hpo.engine.sharing import epochs_left, shared_out, trials_left
 from hpo.errors import ExperimentError, HpoError
-from hpo.experiment import check_concurrent
 from hpo.experiment_file import ExperimentFile
+from hpo.per_trial import check_concurrent
 from hpo.protocols import Setting
 from hpo.results import Place, TensorBoardWriter
 
@@ -100,6 +100,7 @@ def run(file: ExperimentFile, options: Options, watcher: RunWatcher, *, with_tes
     """
     resources = plan_resources(file, options)
     dataset = file.experiment.task.locate(options.data_dir)
+    check_on(file, dataset)
     with contextlib.ExitStack() as ends:
         if resources is None:  # a cluster is asked before anything is written
             _join_cluster(ends, file, options, metadata={"job_name": file.name})
@@ -225,7 +226,11 @@ def _train(opened: OpenRun, options: Options, watcher: RunWatcher, resources: Re
         files = files_of(opened.paths, holds=opened.store.holds)
         ends.callback(files.close)
         keeper = CheckpointKeeper(
-            opened.study, files, appended=lambda: opened.store.appended, kept=lambda: opened.store.kept
+            opened.study,
+            files,
+            appended=lambda: opened.store.appended,
+            kept=lambda: opened.store.kept,
+            last_states=bool(opened.dataset.pieces),
         )
         desk = Desk(
             opened.study,
@@ -288,7 +293,7 @@ def _tune_with_shares(opened: OpenRun, options: Options, desk: Desk, resources: 
 
     Tune keeps processes by what they were given: another share of a GPU means new ones.
     """
-    plan = sketched(opened.file.experiment)
+    plan = sketched(opened.file.experiment, opened.dataset, continued=opened.study.continued)
     if _concurrent(opened.file, options) == "auto":
         entries = opened.store.entries
         resources = shared_out(desk, resources, nodes=places(), plan=plan, entries=entries)
@@ -354,7 +359,8 @@ def setting_of(
         gpus=resources.gpus,
         data_memory_fraction=experiment.per_trial.data_memory_fraction,
         planned_epochs=planned_epochs,
-        max_steps=experiment.max_steps,
+        max_steps=None if opened.study.continued else experiment.max_steps,  # what a trial had before counts as well
+        max_epochs=None if opened.study.continued else experiment.max_epochs,
     )
 
 

@@ -55,6 +55,8 @@ def _score(study: Study, best: Trial, setting: Setting, paths: RunPaths) -> dict
             with contextlib.suppress(CheckpointError):  # it is not there; a storage that refuses is another thing
                 state = ends.enter_context(brought(paths.located(best.checkpoint.path)))
         began_with = asked(best.config) if study.experiment.task.can_start_from else None
+        if best.inherited is not None and (parent := best.inherited.parent) is not None:
+            began_with = f"trial {parent.trial} of run {parent.run}"
         return dict(trainer.test(_weights(trainer, best, state, scratch, began_with=began_with)))
 
 
@@ -86,6 +88,8 @@ def _weights(trainer: Trainer, best: Trial, state: Path | None, scratch: Path, *
         if step >= best.best_step:
             return state
         trainer.load(state)
+        if best.checkpoint.parent is not None:
+            trainer.forget_best()
     for _ in range(step, best.best_step):
         trainer.step()
     path = scratch / "best.pt"

@@ -1,4 +1,7 @@
-"""Opening a run: the one to be continued, replayed, or a new one and why."""
+"""Opening a run: the one to be continued, replayed, or a new one and why.
+
+Where shards of data have arrived since a run finished, the new one goes on with the best trials of that one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hpo.engine import origins
+from hpo.engine import growth, origins
+from hpo.engine.growth import Continued, Growth
 from hpo.engine.origins import Origin
 from hpo.engine.study import Study
 from hpo.errors import DataError, ExperimentError, ReplayError
@@ -20,6 +24,25 @@ from hpo.experiment import changes, digest_of
 from hpo.experiment_file import ExperimentFile
 from hpo.protocols import Dataset
 from hpo.results import Entry, Place, RunPaths, RunStore, Store, write_atomically
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which run a start leads to.
+
+    Attributes:
+        dataset: What it trains on: of a run that goes on, the shards that it began with.
+        run_id: Of the run that goes on; None: a new one.
+        growth: What has come to the data since the run whose trials go on in the new one.
+        trials: These trials; none where the new run begins with nothing.
+        notes: What a person should know about the choice.
+    """
+
+    dataset: Dataset
+    run_id: str | None = None
+    growth: Growth | None = None
+    trials: tuple[Continued, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -55,7 +78,7 @@ class OpenRun:
 
 
 def open_run(file: ExperimentFile, dataset: Dataset, *, results: Path | str | Place, fresh: bool = False) -> OpenRun:
-    """The newest run of this experiment and data set, replayed; a new one where there is none or `fresh` asks for it.
+    """The newest run of this experiment and data set, replayed; a new one where `choose` says so.
 
     Args:
         file: The experiment.
@@ -70,18 +93,16 @@ def open_run(file: ExperimentFile, dataset: Dataset, *, results: Path | str | Pl
         ExperimentError: The weights that trials are to begin with are not to be found.
         ReplayError: The journal gives other decisions than it records.
     """
-    digest = run_digest(file, dataset)
-    notes = [dataset.fell_back] if dataset.fell_back else []
     place = results if isinstance(results, Place) else Place.of(results)
     store = Store(place)
-    newest = None if fresh else store.newest(file.name, digest=digest)
-    if newest is None:
-        notes += _why_new(file, store, fresh=fresh)
-        found = _origins(file, store)
-        opened = _create(file, dataset, place, notes)
+    chosen = choose(file, dataset, store, fresh=fresh)
+    notes = [*([dataset.fell_back] if dataset.fell_back else []), *chosen.notes]
+    if chosen.run_id is None:
+        found = {} if chosen.trials else origins_of(file, store)
+        opened = _create(file, chosen, place, notes)
         opened.origins = found
     else:
-        opened = _reopen(file, dataset, place, newest["run_id"], notes)
+        opened = _reopen(file, chosen.dataset, place, chosen.run_id, notes)
     study = opened.study
     study.extend_to(file.experiment.num_trials)
     study.record = opened.store.append
@@ -90,10 +111,12 @@ def open_run(file: ExperimentFile, dataset: Dataset, *, results: Path | str | Pl
     opened.nothing_to_do = opened.resumed and study.finished
     if opened.nothing_to_do:
         return opened
-    if opened.resumed:
+    if opened.resumed and not study.continued:
         opened.origins = _origins_again(opened, store)
     opened.paths.stop_request.unlink(missing_ok=True)  # of a run that was killed before it could heed it
-    opened.store.append("run_started", detail=_run_detail(file, dataset, digest, resumed=opened.resumed))
+    if chosen.growth is not None:  # before the run can be found: it is never one without its trials
+        opened.store.append(growth.CONTINUES, detail=growth.detail_of(chosen.growth, chosen.trials))
+    opened.store.append("run_started", detail=_run_detail(opened, run_digest(file, dataset)))
     kept = {entry.detail["start_from"] for entry in opened.store.entries if entry.kind == origins.FOUND}
     for value, origin in opened.origins.items():
         if value not in kept:
@@ -101,7 +124,45 @@ def open_run(file: ExperimentFile, dataset: Dataset, *, results: Path | str | Pl
     return opened
 
 
-def _origins(file: ExperimentFile, store: Store, entries: Sequence[Entry] = ()) -> dict[str, Origin]:
+def check_on(file: ExperimentFile, dataset: Dataset) -> None:
+    """Raise ExperimentError where what is fixed lets no trial train on the data."""
+    experiment = file.experiment
+    config = experiment.domains.draw(experiment.fixed, seed=experiment.seed, trial=0)
+    try:
+        experiment.task.check_on(experiment.trained(config), dataset)
+    except ExperimentError as error:
+        fixed = next((name for name in experiment.fixed if name.rpartition(".")[2] == error.where), None)
+        if fixed is not None:
+            raise ExperimentError(error.problem, where=f"{file.shown}: fixed.{fixed}", remedy=error.remedy) from None
+
+
+def choose(file: ExperimentFile, dataset: Dataset, store: Store, *, fresh: bool = False) -> Chosen:
+    """Which run a start leads to; nothing is opened or written.
+
+    The newest one with this digest goes on. A new one begins where there is none, where `fresh` asks for it, and where
+    that one has finished and new shards of its data have arrived: it goes on with the best trials of that one.
+
+    Raises:
+        StoreError: The store cannot be read.
+        DataError: A shard that the run began with has changed or is gone, or the new ones cannot be left out.
+    """
+    newest = None if fresh else store.newest(file.name, digest=run_digest(file, dataset))
+    if newest is None:
+        return Chosen(dataset, notes=tuple(_why_new(file, store, fresh=fresh)))
+    run_id, grown = newest["run_id"], growth.growth_since(newest, dataset)
+    if grown is None:
+        return Chosen(dataset, run_id)
+    if newest["state"] != "finished":
+        before = file.experiment.task.as_of(dataset, grown.num_before)
+        return Chosen(before, run_id, notes=(grown.waiting(),))
+    trials = growth.trials_that_go_on(store, run_id, limit=file.experiment.keep_checkpoints)
+    if not trials:
+        return Chosen(dataset, notes=(f"{grown}, but no trial of run {run_id} has a checkpoint: a new run begins",))
+    return Chosen(dataset, None, grown, trials, (grown.sentence(trials),))
+
+
+def origins_of(file: ExperimentFile, store: Store, entries: Sequence[Entry] = ()) -> dict[str, Origin]:
+    """What each value of `start_from` means, as `origins.find_all` has it; errors name the file."""
     try:
         return origins.find_all(file.experiment, store, entries)
     except ExperimentError as error:
@@ -110,7 +171,7 @@ def _origins(file: ExperimentFile, store: Store, entries: Sequence[Entry] = ()) 
 
 def _origins_again(opened: OpenRun, store: Store) -> dict[str, Origin]:
     try:
-        return _origins(opened.file, store, opened.store.entries)
+        return origins_of(opened.file, store, opened.store.entries)
     except BaseException:
         opened.store.close()
         raise
@@ -121,7 +182,8 @@ def run_digest(file: ExperimentFile, dataset: Dataset) -> str:
     return digest_of({"experiment": file.digest, "on": dataset.name}) if dataset.fell_back else file.digest
 
 
-def _create(file: ExperimentFile, dataset: Dataset, place: Place, notes: list[str]) -> OpenRun:
+def _create(file: ExperimentFile, chosen: Chosen, place: Place, notes: list[str]) -> OpenRun:
+    dataset = chosen.dataset
     store = RunStore.create(place, experiment=file.name)
     description = {
         "file": file.shown,
@@ -131,10 +193,15 @@ def _create(file: ExperimentFile, dataset: Dataset, place: Place, notes: list[st
         "versions": _versions(),
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
+        "dataset_pieces": growth.pieces_of(dataset),
+        "parent_run": chosen.growth and chosen.growth.run,
         "description": file.description,
     }
     write_atomically(store.paths.experiment_json, json.dumps(description, indent=2))
-    return OpenRun(file, dataset, store, Study(file.experiment, store.append), notes, resumed=False)
+    study = Study(file.experiment, store.append)
+    if chosen.trials:
+        study.go_on_with(chosen.trials)
+    return OpenRun(file, dataset, store, study, notes, resumed=False)
 
 
 def _reopen(file: ExperimentFile, dataset: Dataset, place: Place, run_id: str, notes: list[str]) -> OpenRun:
@@ -181,17 +248,20 @@ def _why_new(file: ExperimentFile, store: Store, *, fresh: bool) -> list[str]:
     return [f"a new run, because the experiment changed since {earlier['run_id']}: {'; '.join(lines[:3])}{more}"]
 
 
-def _run_detail(file: ExperimentFile, dataset: Dataset, digest: str, *, resumed: bool) -> dict[str, Any]:
+def _run_detail(opened: OpenRun, digest: str) -> dict[str, Any]:
+    file, dataset, continued = opened.file, opened.dataset, opened.study.continued
     experiment = file.experiment
     return {
-        "resumed": resumed,
+        "resumed": opened.resumed,
         "goal": experiment.goal.metric,
         "mode": experiment.goal.mode,
-        "trials": experiment.num_trials,
+        "trials": opened.study.num_trials,
         "digest": digest,
         "quick": file.quick,
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
+        "dataset_pieces": growth.pieces_of(dataset),
+        "parent_run": continued[0].parent.run if continued else None,
         "git_commit": _git_commit(file.path.parent),
         "versions": _versions(),
         "host": platform.node(),

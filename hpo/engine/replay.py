@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from hpo.engine.growth import CONTINUES, Continued, trials_in
+from hpo.engine.trials import Checkpoint
 from hpo.errors import ReplayError
+from hpo.protocols import Step
 
 
 class Record(Protocol):
@@ -40,6 +43,20 @@ class Entry(Protocol):
     def step(self) -> int | None: ...
     @property
     def detail(self) -> Mapping[str, Any]: ...
+
+
+class Fed(Protocol):
+    """What takes the inputs of a run: `Study`, which says what each of these does."""
+
+    def extend_to(self, num_trials: int) -> None: ...
+    def go_on_with(self, trials: Iterable[Continued]) -> None: ...
+    def lease(self) -> object: ...
+    def report(self, number: int, step: int, measured: Step) -> object: ...
+    def failed(self, number: int, *, cause: str, message: str, retry: bool | None) -> object: ...
+    def interrupted(self, number: int, *, reason: str) -> None: ...
+    def checkpointed(self, number: int, checkpoint: Checkpoint) -> None: ...
+    def forget_checkpoint(self, number: int) -> None: ...
+    def forget_deleted(self, number: int, path: str) -> None: ...
 
 
 _KEYS = {
@@ -79,10 +96,10 @@ class Replayed:
         if kind in _KEYS:
             self._said.append((kind, trial, attempt, step, detail or {}))
 
-    def hold_against(self, entry: Entry, feed: Callable[[Entry], None]) -> None:
+    def hold_against(self, entry: Entry, fed: Fed) -> None:
         """Feed the entry where it is not an outcome of one before, and compare."""
         if not self._said:
-            feed(entry)
+            feed(entry, fed)
         if entry.kind not in _KEYS:
             return
         if not self._said:
@@ -105,6 +122,47 @@ class Replayed:
             where=f"entry {entry.seq}",
             remedy="this code decides otherwise than the code that began the run: begin a new one with --fresh",
         )
+
+
+def feed(entry: Entry, fed: Fed) -> None:
+    """Give the input that the entry tells of; outcomes are no inputs."""
+    detail = entry.detail
+    if entry.kind == "run_started":
+        fed.extend_to(int(detail["trials"]))
+    elif entry.kind == CONTINUES:
+        fed.go_on_with(trials_in(detail))
+    elif entry.kind in ("proposed", "started"):
+        fed.lease()
+    elif entry.trial is not None:
+        _feed_of_trial(entry, entry.trial, fed)
+
+
+def _feed_of_trial(entry: Entry, number: int, fed: Fed) -> None:
+    detail = entry.detail
+    if entry.kind == "report" and entry.step is not None:
+        fed.report(number, entry.step, _step(detail))
+    elif entry.kind == "failed":
+        fed.failed(number, cause=detail["cause"], message=detail["message"], retry=detail["retry"])
+    elif entry.kind == "interrupted":
+        fed.interrupted(number, reason=detail["reason"])
+    elif entry.kind == "checkpoint":
+        fed.checkpointed(number, Checkpoint(detail["path"], entry.attempt or 0, entry.step or 0, int(detail["bytes"])))
+    elif entry.kind == "unusable":
+        fed.forget_checkpoint(number)
+    elif entry.kind == "deleted":
+        fed.forget_deleted(number, detail["path"])
+
+
+def _step(detail: Mapping[str, Any]) -> Step:
+    """The step of a report; journals of once hold neither the chunk nor how much of the data was had."""
+    return Step(
+        detail["metrics"],
+        detail["epoch"],
+        chunk=detail.get("chunk"),
+        num_epochs=detail.get("num_epochs"),
+        num_chunks=detail.get("num_chunks"),
+        finished=detail["finished"],
+    )
 
 
 def _equal(recorded: Any, replayed: Any) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hpo.engine.growth import Continued, ContinuedTrials
 from hpo.engine.origins import parent_of, parents
 from hpo.engine.replay import Entry, Record, Replayed
 from hpo.engine.trials import Checkpoint, Lease, Trial
@@ -48,6 +49,7 @@ class Study:
         self.record = record
         self._judges: list[Judge] = [policy.begin() for policy in experiment.policies]
         self._proposer = search.begin(experiment.domains, fixed=experiment.fixed, seed=experiment.seed)
+        self.continued: tuple[Continued, ...] = ()
         self._waiting: deque[tuple[int, str]] = deque()  # (trial, why): trials to be leased again
         self._leased: set[int] = set()
         self._parked: list[int] = []  # trials that begin with the weights of one that has not ended
@@ -98,14 +100,17 @@ class Study:
             self._exhausted = self._exhausted or not self._all_proposed
             return None
         number = len(self.trials)
-        trial = Trial(number, config, seed=derive(self.experiment.seed, "training", number))
+        if self.continued:
+            trial = self.continued[number].begun_as(number)
+        else:
+            trial = Trial(number, config, seed=derive(self.experiment.seed, "training", number))
         self.trials.append(trial)
         self._tell_judges(trial)
-        self.record("proposed", trial=number, detail={"config": config, "seed": trial.seed})
+        self.record("proposed", trial=number, detail={"config": config, "seed": trial.seed, **trial.lineage()})
         return trial
 
     def _awaits_parent(self, trial: Trial) -> bool:
-        parent = parent_of(self.experiment, trial.config)
+        parent = None if self.continued else parent_of(self.experiment, trial.config)
         return parent is not None and parent < trial.number and not self.trials[parent].state.ended
 
     def _park(self, trial: Trial) -> None:
@@ -164,15 +169,21 @@ class Study:
             "score": score,
             "epoch": measured.epoch,
             "chunk": measured.chunk,
+            "num_epochs": measured.num_epochs,
+            "num_chunks": measured.num_chunks,
             "metrics": dict(measured.metrics),
             "lr": measured.lr,
             "finished": measured.finished,
             **(extra or {}),
         }
         self.record("report", trial=number, attempt=trial.attempt, step=step, detail=detail)
+        had = trial.progress.after(measured)
+        if had.changed_chunk:
+            trial.course.begin_anew()
         for found in trial.course.report(step, score, measured.metrics):
             self.record("diagnosis", trial=number, step=step, detail=found.detail())
-        return self._judge(trial, Report(number, step, score), finished=measured.finished)
+        report = Report(number, step, score, num_epochs=had.num_epochs, num_chunks=had.num_chunks)
+        return self._judge(trial, report, finished=measured.finished)
 
     def _again(self, trial: Trial, step: int, score: float) -> Decision:
         stored = trial.scores[step - 1]
@@ -182,15 +193,14 @@ class Study:
 
     def _judge(self, trial: Trial, report: Report, *, finished: bool) -> Decision:
         trial.scores.append(report.score)
-        if report.finite and (trial.best_score is None or report.score > trial.best_score):
-            trial.best_score, trial.best_step = report.score, report.step
+        if report.finite and trial.see(report):
             self._rank(trial)
         self._proposer.on_report(report)
         decisions = [judge.on_report(report) for judge in self._judges]  # each has to see each report
         if finished:
             decisions.append(
                 Stop(
-                    f"all {report.step} epochs of its configuration trained",
+                    f"all {report.had('epoch')} epochs of its configuration trained",
                     completed=True,
                     by_itself=True,
                     policy="task",
@@ -223,6 +233,7 @@ class Study:
         trial.checkpoint = replace(state, step=trial.step, source=source.number)
         trial.took_over_at = trial.step
         trial.course.begin_anew()
+        trial.progress.begin_anew()
         detail = {
             "source": source.number,
             "source_step": state.step,
@@ -236,14 +247,14 @@ class Study:
         return decision
 
     def _rank(self, trial: Trial) -> None:
-        """Keep `top`, the best `keep_checkpoints` trials, in order; best scores only ever rise."""
+        """Keep `top`, the best `keep_checkpoints` trials, in order; a trial only ever rises."""
         ranked = {trial.number: trial for trial in (*self.top, trial)}
-        best_first = sorted(ranked.values(), key=lambda t: (-(t.best_score or 0.0), t.number))
+        best_first = sorted(ranked.values(), key=lambda t: (-(t.best_chunk or 0), -(t.best_score or 0.0), t.number))
         self.top = best_first[: self.experiment.keep_checkpoints]
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best score so far; of equal ones the earliest."""
+        """The trial with the best score so far, of those that know most of growing data; of equal ones the earliest."""
         return self.top[0] if self.top else None
 
     def _stop(self, trial: Trial, stop: Stop) -> None:
@@ -256,7 +267,15 @@ class Study:
     def _end(self, trial: Trial, *, by_itself: bool = False, failed: bool = False) -> None:
         self._leased.discard(trial.number)
         self._num_ended += 1
-        ended = Ended(trial.number, trial.step, trial.best_score, by_itself=by_itself, failed=failed)
+        ended = Ended(
+            trial.number,
+            trial.step,
+            trial.best_score,
+            by_itself=by_itself,
+            failed=failed,
+            num_epochs=trial.progress.num_epochs,
+            num_chunks=trial.progress.num_chunks,
+        )
         for judge in self._judges:
             judge.on_end(ended)
         self._proposer.on_end(ended)
@@ -305,17 +324,24 @@ class Study:
         trial.checkpoint = checkpoint
 
     def forget_checkpoint(self, number: int) -> None:
-        """The trial's checkpoint cannot be used; its next attempt starts from the beginning."""
+        """The trial's checkpoint cannot be used; its next attempt starts from where the trial began."""
         trial = self.trials[number]
         if trial.checkpoint is not None:
             self.record("unusable", trial=number, step=trial.checkpoint.step, detail={"path": trial.checkpoint.path})
-            trial.checkpoint = None
+            trial.checkpoint = trial.inherited
 
     # --- replay ---
 
+    def go_on_with(self, trials: Iterable[Continued]) -> None:
+        """Have the trials of an earlier run, and no others: nothing is searched for."""
+        self.continued = tuple(trials)
+        self.parents = frozenset()
+        self._proposer = ContinuedTrials(self.continued)
+        self.extend_to(len(self.continued))
+
     def extend_to(self, num_trials: int) -> None:
-        """Have so many trials in total; those that there are stay."""
-        self.num_trials = num_trials
+        """Have so many trials in total, where they are not those of an earlier run; those that there are stay."""
+        self.num_trials = len(self.continued) or num_trials
         self._exhausted = self._nothing_left = False
 
     def replay(self, entries: Iterable[Entry]) -> None:
@@ -331,41 +357,17 @@ class Study:
         self.record = replayed
         try:
             for entry in entries:
-                replayed.hold_against(entry, self._feed)
+                replayed.hold_against(entry, self)
         finally:
             self.record = before
         for kind, trial, attempt, step, detail in replayed.unrecorded:
             before(kind, trial=trial, attempt=attempt, step=step, detail=detail)
 
-    def _feed(self, entry: Entry) -> None:
-        """Give the study the input that the entry tells of; outcomes are no inputs."""
-        number, detail = entry.trial, entry.detail
-        if entry.kind == "run_started":
-            self.extend_to(int(detail["trials"]))
-        elif entry.kind in ("proposed", "started"):
-            self.lease()
-        if number is None:
-            return
-        if entry.kind == "report" and entry.step is not None:
-            step = Step(detail["metrics"], detail["epoch"], finished=detail["finished"])
-            self.report(number, entry.step, step)
-        elif entry.kind == "failed":
-            self.failed(number, cause=detail["cause"], message=detail["message"], retry=detail["retry"])
-        elif entry.kind == "interrupted":
-            self.interrupted(number, reason=detail["reason"])
-        elif entry.kind == "checkpoint":
-            self.checkpointed(
-                number, Checkpoint(detail["path"], entry.attempt or 0, entry.step or 0, int(detail["bytes"]))
-            )
-        elif entry.kind == "unusable":
-            self.forget_checkpoint(number)
-        elif entry.kind == "deleted":
-            self._forget_deleted(number, detail["path"])
-
-    def _forget_deleted(self, number: int, path: str) -> None:
-        checkpoint = self.trials[number].checkpoint
-        if checkpoint is not None and checkpoint.path == path:
-            self.trials[number].checkpoint = None
+    def forget_deleted(self, number: int, path: str) -> None:
+        """That file of the trial's is not there any more."""
+        trial = self.trials[number]
+        if trial.checkpoint is not None and trial.checkpoint.path == path:
+            trial.checkpoint = trial.inherited
 
     def drop_checkpoint(self, number: int, checkpoint: Checkpoint) -> None:
         """Record that the file of a checkpoint that nothing needs any more was deleted."""
@@ -376,7 +378,7 @@ class Study:
             step=checkpoint.step,
             detail={"path": checkpoint.path},
         )
-        self._forget_deleted(number, checkpoint.path)
+        self.forget_deleted(number, checkpoint.path)
 
     def is_leased(self, number: int) -> bool:
         """Whether an attempt at the trial is open."""

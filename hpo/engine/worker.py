@@ -23,6 +23,7 @@ from hpo.engine.checkpoint_writer import CheckpointWriter, Written
 from hpo.engine.origins import Origin
 from hpo.errors import CheckpointError, DataError, HpoError, StoreError, WorkerLost
 from hpo.experiment_file import import_experiment
+from hpo.files import digest
 from hpo.protocols import Group, Setting, Step, Task, Trainer
 from hpo.results import RunPaths
 from hpo.storage import brought
@@ -54,7 +55,7 @@ class Assignment:
     """One attempt at one trial, as the actor gets it.
 
     `takes_over`: the checkpoint is another trial's. `start`: the weights that it begins with, where it has no
-    checkpoint; or why there are none.
+    checkpoint, or why there are none; of a checkpoint that an earlier run wrote, whose it is.
     """
 
     trial: int
@@ -201,12 +202,11 @@ class Worker:
         assignment, trainer = self._assignment, self.open()
         trainer.begin(assignment.config, seed=assignment.seed)
         self._number = 0
-        if assignment.checkpoint is not None:
-            restore = trainer.take_over if assignment.takes_over else trainer.load
-            with brought(assignment.checkpoint) as path:
-                restore(path)
+        if assignment.checkpoint is None:
+            self._began_with = _begin_with(trainer, assignment.start)
+        else:
+            self._began_with = _go_on_from(assignment.checkpoint, trainer, assignment)
             self._number = assignment.from_step
-        self._began_with = None if assignment.checkpoint else _begin_with(trainer, assignment.start)
         return trainer
 
     def save(self) -> Saved:
@@ -241,6 +241,27 @@ class Worker:
             self._publish_log()
         self._writer.close()
         self._printer.end()
+
+
+def _go_on_from(checkpoint: str, trainer: Trainer, assignment: Assignment) -> Mapping[str, Any] | None:
+    """What to tell of the checkpoint that the trial now goes on from, where an earlier run wrote it."""
+    restore = trainer.take_over if assignment.takes_over else trainer.load
+    start = assignment.start if isinstance(assignment.start, Origin) else None
+    try:
+        with brought(checkpoint) as path:
+            restore(path)
+            if start is None:
+                return None
+            trainer.forget_best()
+            return {**asdict(start), "digest": digest(path)}
+    except CheckpointError as error:
+        if start is None:
+            raise
+        raise DataError(  # to start over would be another trial
+            f"trial {start.trial} of run {start.run} cannot be continued: {error.problem}",
+            where=checkpoint,
+            remedy="bring the file back; or begin a new run with --fresh",
+        ) from error
 
 
 def _begin_with(trainer: Trainer, start: Origin | HpoError | None) -> Mapping[str, Any] | None:

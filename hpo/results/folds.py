@@ -28,6 +28,7 @@ TRIALS = pa.schema(
         ("epochs", pa.int64()),
         ("best_score", pa.float64()),
         ("best_step", pa.int64()),
+        ("best_chunk", pa.int64()),
         ("last_score", pa.float64()),
         ("checkpoint", pa.string()),
         ("num_attempts", pa.int64()),
@@ -49,6 +50,8 @@ RUNS = pa.schema(
         ("num_trials", pa.int64()),
         ("dataset", pa.string()),
         ("dataset_fingerprint", pa.string()),
+        ("dataset_pieces", pa.string()),
+        ("parent_run", pa.string()),
         ("git_commit", pa.string()),
         ("versions", pa.string()),
         ("host", pa.string()),
@@ -73,6 +76,7 @@ class TrialRow:
     epochs: int = 0
     best_score: float | None = None
     best_step: int | None = None
+    best_chunk: int | None = None
     last_score: float | None = None
     checkpoint: str | None = None
     num_attempts: int = 0
@@ -148,8 +152,9 @@ def _reported(row: TrialRow, entry: Entry) -> None:
     score = math.nan if given is None else float(given)
     row.last_score = score
     row.epochs = max(row.epochs, int(entry.detail.get("epoch") or 0))
-    if math.isfinite(score) and (row.best_score is None or score > row.best_score):
-        row.best_score, row.best_step = score, entry.step
+    chunk = entry.detail.get("chunk")  # of growing data, the score of the newest chunk counts
+    if math.isfinite(score) and (row.best_score is None or chunk != row.best_chunk or score > row.best_score):
+        row.best_score, row.best_step, row.best_chunk = score, entry.step, chunk
 
 
 def _stopped(row: TrialRow, entry: Entry) -> None:
@@ -206,7 +211,9 @@ class RunFold:
         self.row: dict[str, Any] = dict.fromkeys(RUNS.names)
         self.row.update(run_id=run_id, experiment=experiment, state="running")
         if table is not None:
-            self.row.update(table.cast(_COUNTED).to_pylist()[0])
+            present = [column for column in _COUNTED if column.name in table.column_names]  # an older run lacks some
+            stored = table.select([column.name for column in present]).cast(pa.schema(present))
+            self.row.update(stored.to_pylist()[0])
 
     def apply(self, entries: Iterable[Entry]) -> bool:
         """Whether the entries, in the journal's order, changed the row."""
@@ -230,6 +237,8 @@ class RunFold:
         self.row.update(state="running", reason=None, finished_at=None)
         self.row["num_trials"] = detail.get("trials")
         self.row["versions"] = strict_json(detail.get("versions") or {})
+        if pieces := detail.get("dataset_pieces"):
+            self.row["dataset_pieces"] = strict_json(pieces)
         if not detail.get("resumed"):
             self.begin(entry.at)
 
@@ -238,5 +247,5 @@ class RunFold:
         return pa.Table.from_pylist([self.row], schema=_COUNTED).cast(RUNS)
 
 
-_TOLD = ("digest", "goal", "mode", "dataset", "dataset_fingerprint", "git_commit", "host", "pid")
+_TOLD = ("digest", "goal", "mode", "dataset", "dataset_fingerprint", "parent_run", "git_commit", "host", "pid")
 _COUNTED = pa.schema([(part.name, pa.int64() if part.type == TIME else part.type) for part in RUNS])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -174,7 +175,7 @@ class RunPaths:
     def recorded(self, target: str) -> str:
         """What the journal calls a file of the run: its name in `work`, so that a store may be moved.
 
-        Files of other runs are called by their whole path or URL.
+        Files of other runs are called by their whole path or URL, or as `of_run` calls them.
         """
         _, found, inside = target.partition("?")[0].rpartition(self._mark)
         return inside if found else target
@@ -182,7 +183,14 @@ class RunPaths:
     def located(self, recorded: str) -> str:
         """Where a file is that the journal names: a path or a URL. Whole paths, of older journals, are read as well."""
         inside = self.recorded(recorded)
-        return inside if is_url(inside) or Path(inside).is_absolute() else self.target(self.work / inside)
+        if is_url(inside) or Path(inside).is_absolute():
+            return inside
+        return self.target(Path(os.path.normpath(self.work / inside)))  # a URL has no ".."
+
+    def of_run(self, run_id: str, recorded: str) -> str:
+        """What the journal calls a file that the journal of another run of the experiment calls `recorded`."""
+        inside = replace(self, run_id=run_id).recorded(recorded)
+        return inside if is_url(inside) else os.path.normpath(Path("..", run_id, inside))
 
     @property
     def _mark(self) -> str:

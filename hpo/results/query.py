@@ -86,6 +86,8 @@ class Store:
     def best(self, run: str, *, limit: int = 10) -> pa.Table:
         """Trials of a run, the best first, the earlier of equals first; those without a finite score are left out.
 
+        Of growing data, trials that know more chunks come before those that know fewer.
+
         Args:
             run: As `find_run` takes it.
             limit: How many at most.
@@ -95,7 +97,8 @@ class Store:
         """
         trials = self.trials(run)
         scored = trials.filter(trials["best_score"].is_valid())
-        return scored.sort_by([("best_score", "descending"), ("trial", "ascending")]).slice(0, limit)
+        order = [("best_chunk", "descending"), ("best_score", "descending"), ("trial", "ascending")]
+        return scored.sort_by(order).slice(0, limit)
 
     def find_run(self, ref: str) -> dict[str, Any]:
         """The row of the one run that is meant.

@@ -120,12 +120,12 @@ class _TrialFiles:
         best = {} if row.best_score is None else {"best_score": row.best_score}
         config = {name: _shown(value) for name, value in row.config.items()}
         self._write(entry, self._scalars(best))
-        for part in self._hparams(config, dict.fromkeys([*best, self._goal])):
+        for part in self._hparams(config, dict.fromkeys(map(_tag, [*best, self._goal]))):
             self._write(entry, part)
 
     def _scalars(self, numbers: Mapping[str, float]) -> Any:
         value = self._summary.Value
-        return self._summary(value=[value(tag=name, simple_value=number) for name, number in numbers.items()])
+        return self._summary(value=[value(tag=_tag(name), simple_value=number) for name, number in numbers.items()])
 
     def _write(self, entry: Entry, summary: Any) -> None:
         trial = entry.trial or 0
@@ -136,6 +136,11 @@ class _TrialFiles:
             self._open[trial] = self._writer(str(folder / "events"), f".{entry.seq}")
         step = entry.step or 0
         self._open[trial].write_event(self._event(wall_time=entry.at, step=step, summary=summary))
+
+
+def _tag(name: str) -> str:
+    """What TensorBoard shows a number by: those of the layers, "grad_norm.layer1.0.conv1", stand in one group."""
+    return name.replace(".", "/", 1)
 
 
 def _numbers(detail: Mapping[str, Any]) -> dict[str, float]:

@@ -13,7 +13,9 @@ from hpo.trial import GO_ON, Decision, Report, Stop
 
 @dataclass(frozen=True)
 class NoStopping(Policy):
-    """Trains every trial for `max_epochs` steps, whatever its score: the baseline of every comparison."""
+    """Trains every trial for `max_epochs` epochs, whatever its score: the baseline of every comparison."""
+
+    resource = "epoch"
 
     max_epochs: int
 
@@ -35,9 +37,9 @@ class NoStoppingJudge(Judge):
         self._max_epochs = max_epochs
 
     def on_report(self, report: Report) -> Decision:
-        if report.step < self._max_epochs:
+        if report.had("epoch") < self._max_epochs:
             return GO_ON
-        return Stop(f"all {report.step} epochs trained", completed=True, policy="nostopping")
+        return Stop(f"all {report.had('epoch')} epochs trained", completed=True, policy="nostopping")
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -18,7 +18,8 @@ class Patience(Policy):
     """Stops a trial whose best score is `patience` steps old; its best weights stay its checkpoint.
 
     A step improves where its score is above the best so far by more than `min_delta` (the first finite score
-    always does); one that is no number never does. The rule is that of Keras' `EarlyStopping`.
+    always does); one that is no number never does. The rule is that of Keras' `EarlyStopping`. Of data that grow, steps
+    are counted anew with each chunk, whose first score falls because its data are new.
 
     Both numbers are hyper-parameters as well: where a configuration has `patience` or `min_delta`, that trial's counts.
 
@@ -53,6 +54,7 @@ class PatienceJudge(Judge):
         self._usual = (patience.patience, float(patience.min_delta))
         self._own: dict[int, tuple[int, float]] = {}
         self._best: dict[int, tuple[int, float]] = {}
+        self._chunks: dict[int, int] = {}
 
     def on_begin(self, trial: int, config: Config) -> None:
         patience, min_delta = self._usual
@@ -63,13 +65,17 @@ class PatienceJudge(Judge):
 
     def on_report(self, report: Report) -> Decision:
         patience, min_delta = self._own.get(report.trial, self._usual)
+        if report.num_chunks > self._chunks.get(report.trial, 0):
+            self._chunks[report.trial] = report.num_chunks
+            self._best[report.trial] = (report.step, -math.inf)
+            return GO_ON
         step, best = self._best.get(report.trial, (0, -math.inf))
         if report.finite and (step == 0 or report.score > best + min_delta):
             self._best[report.trial] = (report.step, report.score)
             return GO_ON
         if report.step - step < patience:
             return GO_ON
-        since = f"since step {step} ({best:.6g})" if step else "and no finite score at all"
+        since = f"since step {step} ({best:.6g})" if math.isfinite(best) else "and no finite score at all"
         return Stop(
             f"no gain above {min_delta:g} in {report.step - step} steps, {since}",
             by_itself=True,
@@ -77,18 +83,20 @@ class PatienceJudge(Judge):
         )
 
     def on_end(self, ended: Ended) -> None:
-        self._best.pop(ended.trial, None)
-        self._own.pop(ended.trial, None)
+        for told in (self._best, self._own, self._chunks):
+            told.pop(ended.trial, None)
 
     def state(self) -> dict[str, Any]:
         kept = {"best": self._best, "own": self._own}
-        return {name: {str(trial): list(pair) for trial, pair in pairs.items()} for name, pairs in kept.items()}
+        pairs = {name: {str(trial): list(pair) for trial, pair in told.items()} for name, told in kept.items()}
+        return {**pairs, "chunks": {str(trial): num for trial, num in self._chunks.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._best, self._own = (
             {int(trial): (int(first), float(second)) for trial, (first, second) in state[name].items()}
             for name in ("best", "own")
         )
+        self._chunks = {int(trial): num for trial, num in state["chunks"].items()}
 
 
 def _check(settings: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def test_the_best_trial_is_written_with_its_configuration_beside_it(run_id: str,
     state = torch.load("model.pt", weights_only=True)
     assert state.keys() == best_of(checkpoint).keys()
     assert all(torch.equal(value, state[name]) for name, value in best_of(checkpoint).items())
-    assert json.loads(Path("model.json").read_text()) == {**CONFIG, "trial": 1}
+    assert json.loads(Path("model.json").read_text()) == {"config": {**CONFIG, "trial": 1}}
 
 
 def test_safetensors_are_written_for_those_who_want_them(run_id: str, checkpoint: Path) -> None:

@@ -71,3 +71,27 @@ def test_the_second_experiment_begins_with_the_best_of_the_first(ray_cluster: No
     assert run(
         tmp_path, "within", """trials=None, space={"start_from": grid(None, "trial:0", "trial:2")}"""
     ).nothing_to_do
+
+
+def test_every_process_of_a_trial_begins_with_the_weights(ray_cluster: None, tmp_path: Path) -> None:
+    parent = run(tmp_path, "parent", "trials=1")
+    still = {
+        "batch_size": 8,
+        "start_from": "best:parent",
+        "partial": True,
+        "freeze": -1,
+        "optimizer": "sgd",
+        "lr": 1e-9,
+    }
+    child = run(tmp_path, "child", f"fixed={still!r}, space={{}}, trials=1, per_trial=PerTrial(gpus=0, workers=2)")
+    store = Store(tmp_path / "results")
+    [row] = store.trials(child.paths.run_id).to_pylist()
+    assert (row["state"], row["parent_run"], row["parent_trial"]) == ("completed", parent.paths.run_id, 0)
+    assert parent.study.best is not None
+    assert row["best_score"] == pytest.approx(parent.study.best.best_score)  # for it learns next to nothing
+    for rank in range(2):
+        log = child.paths.log(0, rank).read_text()
+        assert len(re.findall(r"start from \S+: 11 loaded", log)) == 1
+        assert log.count("head.weight: loaded (in the model (1, 4), in the weights (1, 4))") == 1
+    query = "SELECT detail ->> 'start' AS start FROM events WHERE run_id = '{}' AND detail ->> 'start' IS NOT NULL"
+    assert store.sql(query.format(child.paths.run_id)).to_pylist() == [{"start": "11 loaded"}]

@@ -28,6 +28,7 @@ from hpo.protocols import Step
 from hpo.results import RunPaths, Store, read_entries
 from tests.engine.loose import LOOSE_FILES
 from tests.engine.test_study import Noted, Notes, experiment, replayed, same
+from tests.engine.toy import TOY
 
 GPU = Resources(cpus=1, gpus=1)
 
@@ -63,7 +64,7 @@ def desk_of(clock: Clock, **settings: Any) -> tuple[Desk, Notes, Heard]:
 def share(
     desk: Desk, resources: Resources, *, nodes: list[Mapping[str, float]], entries: list[Noted] | None = None
 ) -> Resources:
-    return shared_out(desk, resources, nodes=nodes, plan=sketched(desk.study.experiment), entries=entries or [])
+    return shared_out(desk, resources, nodes=nodes, plan=sketched(desk.study.experiment, TOY), entries=entries or [])
 
 
 class TestPlaces:
@@ -112,7 +113,7 @@ class TestToBeginWith:
 
     def test_epochs_and_trials_that_are_left(self) -> None:
         desk, _, _ = desk_of(Clock(), trials=3, policy=NoStopping(4))
-        plan = sketched(desk.study.experiment)
+        plan = sketched(desk.study.experiment, TOY)
         assert (epochs_left(desk, plan), trials_left(desk.study)) == (12, 3)
         lease = desk.lease()
         assert lease is not None

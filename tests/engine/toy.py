@@ -21,6 +21,10 @@ NAMES = ("x", "epochs", "sleep_s", "fail_at", "kill_at", "nan_at", "memory_at", 
 NAMES += ("write_fails", "bears", "fits", "memory_mb")
 
 
+TOY = Dataset("toy", "toy")
+"""What `Toy` trains on where no folder is named."""
+
+
 @dataclass(frozen=True)
 class Toy(Task):
     """Scores `x * step / (step + 1)`; fails as it is told to."""

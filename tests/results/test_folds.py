@@ -36,7 +36,7 @@ def test_a_trial_that_trains():
     assert row.pop("last_score") != row["best_score"]
     assert json.loads(row.pop("config")) == {"lr": 0.1, "augment": ["flip"]}
     assert row == {
-        **dict.fromkeys(["stop_reason", "cause", "checkpoint"]),
+        **dict.fromkeys(["stop_reason", "cause", "checkpoint", "best_chunk"]),
         "run_id": "r",
         "trial": 0,
         "state": "running",
@@ -51,6 +51,17 @@ def test_a_trial_that_trains():
         "hp_lr": 0.1,
         "hp_augment": '["flip"]',
     }
+
+
+def test_the_best_score_is_that_of_the_newest_chunk_of_growing_data() -> None:
+    fold = TrialFold("r")
+    told = [(0.9, 1), (0.3, 2), (0.4, 2), (0.35, 2), (math.nan, 3)]
+    fold.apply(
+        entry(step, "report", trial=0, step=step, score=score, epoch=step, chunk=chunk)
+        for step, (score, chunk) in enumerate(told, start=1)
+    )
+    row = fold.rows[0]
+    assert (row.best_score, row.best_step, row.best_chunk) == (0.4, 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +174,19 @@ def test_a_run_from_its_beginning_to_its_end_and_on():
     row = again.table().to_pylist()[0]
     assert (row["state"], row["reason"], row["finished_at"], row["num_trials"]) == ("running", None, None, 9)
     assert row["started_at"] == _utc(1_000_002)
+
+
+def test_a_run_that_goes_on_from_another_names_it_and_its_shards():
+    pieces = [{"fingerprint": "f1", "name": "1.npz"}, {"fingerprint": "f2"}]
+    fold = RunFold("r", "e")
+    fold.apply([entry(1, "run_started", **RUN_STARTED, parent_run="q", dataset_pieces=pieces)])
+    [row] = fold.table().to_pylist()
+    assert (row["parent_run"], json.loads(row["dataset_pieces"])) == ("q", pieces)
+    older = fold.table().drop_columns(["parent_run", "dataset_pieces"])
+    again = RunFold("r", "e", older)
+    assert again.table().to_pylist() == [{**row, "parent_run": None, "dataset_pieces": None}]
+    again.apply([entry(2, "run_ended", state="finished")])
+    assert again.table().to_pylist()[0]["state"] == "finished"
 
 
 def test_a_table_without_the_newest_columns_is_folded_on():

@@ -64,6 +64,28 @@ def test_a_trial_becomes_scalars_and_hyper_parameters(tmp_path):
     assert math.isnan(scalars(store.paths.tensorboard / "trial-00006")["score"][0][1])
 
 
+def test_numbers_of_layers_stand_in_a_group_of_their_own(tmp_path):
+    paths = RunPaths(tmp_path, "e", "r")
+    writer = TensorBoardWriter(paths, goal="dead_share.first")
+    layers = {"grad_norm.layer1.0.conv1": 0.5, "grad_norm": 2.0, "dead_share.first": 0.25}
+    writer.feed(
+        [
+            entry(1, "proposed", trial=0, config={"lr": 0.5}),
+            entry(2, "report", trial=0, step=1, score=-0.25, metrics=layers),
+            entry(3, "stopped", trial=0, step=1, state="completed", reason=""),
+        ]
+    )
+    writer.close()
+    folder = paths.tensorboard / "trial-00000"
+    told = scalars(folder)
+    assert told.pop("score") == told.pop("best_score") == [(1, -0.25)]
+    assert told == {"grad_norm/layer1.0.conv1": [(1, 0.5)], "grad_norm": [(1, 2.0)], "dead_share/first": [(1, 0.25)]}
+    [described] = [v for event in events_of(folder) for v in event.summary.value if v.tag == "_hparams_/experiment"]
+    shown = described.metadata.plugin_data.content
+    assert b"dead_share/first" in shown
+    assert b"dead_share.first" not in shown
+
+
 def test_times_are_those_of_the_journal(tmp_path):
     paths = RunPaths(tmp_path, "e", "r")
     writer = TensorBoardWriter(paths, goal="val_accuracy")

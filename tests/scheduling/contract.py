@@ -33,10 +33,14 @@ def tell(judge: Judge, told: Told) -> Answer:
 
 
 class Play:
-    """Tells a judge what an engine would: nothing of a trial that has ended or waits, an end of each trial once."""
+    """Tells a judge what an engine would: nothing of a trial that has ended or waits, an end of each trial once.
 
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    Where a policy counts chunks, two steps are an epoch, and two epochs a chunk; else a step is an epoch.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.judge = policy.begin()
+        self._grows = policy.resource == "chunk"
         self.told: list[Told] = []
         self.answers: list[Answer] = []
         self._steps: dict[int, int] = defaultdict(int)
@@ -60,7 +64,8 @@ class Play:
         self._steps[turn.trial] += 1
         if math.isfinite(turn.score):
             self._best[turn.trial] = max(turn.score, self._best.get(turn.trial, -math.inf))
-        decision = self._tell(Report(turn.trial, self._steps[turn.trial], turn.score))
+        step = self._steps[turn.trial]
+        decision = self._tell(Report(turn.trial, step, turn.score, **self._had(step)))
         if isinstance(decision, Stop):
             self._end(turn.trial, by_itself=decision.by_itself)
         elif turn.fate in (Fate.ALONE, Fate.STOPPED):
@@ -71,7 +76,11 @@ class Play:
     def _end(self, trial: int, *, by_itself: bool = False, failed: bool = False) -> None:
         self._ended.add(trial)
         best = self._best.get(trial)
-        self._tell(Ended(trial, self._steps[trial], best, by_itself=by_itself, failed=failed))
+        step = self._steps[trial]
+        self._tell(Ended(trial, step, best, by_itself=by_itself, failed=failed, **self._had(step)))
+
+    def _had(self, step: int) -> dict[str, int]:
+        return {"num_epochs": step // 2, "num_chunks": step // 4} if self._grows else {"num_epochs": step}
 
     def _tell(self, told: Told) -> Any:
         self.told.append(told)
@@ -81,7 +90,7 @@ class Play:
 
 def play(policy: Policy, turns: Sequence[Turn], *, restore_before: Set[int] = frozenset()) -> Play:
     """The turns played; before each of the given ones the judge is replaced by one made of its state's JSON."""
-    played = Play(policy.begin())
+    played = Play(policy)
     for number, turn in enumerate(turns):
         if number in restore_before:
             state = json.loads(as_json(played.judge))
@@ -102,10 +111,11 @@ def reports(policy: Policy, turns: Sequence[Turn]) -> list[tuple[Report, Decisio
     return [(told, answer) for told, answer in pairs if isinstance(told, Report)]  # type: ignore[misc]
 
 
-def rivals(told: Sequence[Told], report: Report) -> list[float]:
+def rivals(told: Sequence[Told], report: Report, resource: str) -> list[float]:
     """Finite scores that `report` meets at its rung: those told there before, and the best of who ended alone."""
-    there = [t.score for t in told if isinstance(t, Report) and t.step == report.step and t.finite]
-    alone = [t for t in told if isinstance(t, Ended) and t.by_itself and t.step < report.step]
+    had = report.had(resource)
+    there = [t.score for t in told if isinstance(t, Report) and t.had(resource) == had and t.finite]
+    alone = [t for t in told if isinstance(t, Ended) and t.by_itself and t.had(resource) < had]
     return there + [ended.best_score for ended in alone if ended.best_score is not None]
 
 
@@ -146,14 +156,15 @@ class PolicyContract:
         assert json.loads(json.dumps(described)) == described
         assert dataclasses.replace(policy).describe() == described  # type: ignore[type-var]
         for setting in dataclasses.fields(policy):  # type: ignore[arg-type]
-            other = {setting.name: getattr(policy, setting.name) + 1}
+            value = getattr(policy, setting.name)
+            other = {setting.name: value + ("s" if isinstance(value, str) else 1)}
             assert dataclasses.replace(policy, **other).describe() != described  # type: ignore[type-var]
 
     @LAW
     @given(policy=DRAWN)
     def test_rungs_rise_to_the_last_step(self, policy: Policy) -> None:
         assert list(policy.rungs) == sorted(set(policy.rungs))
-        assert not policy.rungs or policy.rungs[-1] == policy.max_steps
+        assert not policy.rungs or policy.max_steps in (None, policy.rungs[-1])
 
     # --- purity ---
 
@@ -163,7 +174,7 @@ class PolicyContract:
         """Also where two judges of one policy, and a third of an equal one, are told in alternation."""
         alone = play(policy, turns)
         equal: Policy = dataclasses.replace(policy)  # type: ignore[type-var]
-        together = [Play(policy.begin()), Play(policy.begin()), Play(equal.begin())]
+        together = [Play(policy), Play(policy), Play(equal)]
         for turn in turns:
             for each in together:
                 each.take(turn)
@@ -187,7 +198,7 @@ class PolicyContract:
     @LAW
     @given(policy=DRAWN, turns=TURNS)
     def test_asking_for_the_state_changes_nothing(self, policy: Policy, turns: list[Turn]) -> None:
-        whole, asked = play(policy, turns), Play(policy.begin())
+        whole, asked = play(policy, turns), Play(policy)
         for turn in turns:
             asked.judge.state()
             asked.take(turn)
@@ -215,24 +226,26 @@ class PolicyContract:
     def test_nothing_stops_before_grace(self, policy: Policy, turns: list[Turn]) -> None:
         for report, decision in reports(policy, turns):
             if isinstance(decision, Stop) and report.finite:
-                assert report.step >= self.first_stop(policy)
+                assert report.had(policy.resource) >= self.first_stop(policy)
 
     @LAW
     @given(policy=DRAWN, turns=TURNS)
     def test_best_of_its_rung_on_arrival_is_not_stopped(self, policy: Policy, turns: list[Turn]) -> None:
         played = play(policy, turns)
         for number, (told, answer) in enumerate(zip(played.told, played.answers, strict=True)):
-            if isinstance(told, Report) and told.finite and told.step in policy.rungs:
-                best = all(told.score > score for score in rivals(played.told[:number], told))
+            if isinstance(told, Report) and told.finite and told.had(policy.resource) in policy.rungs:
+                before = rivals(played.told[:number], told, policy.resource)
+                best = all(told.score > score for score in before)
                 assert not (best and isinstance(answer, Stop) and not answer.completed)
 
     @LAW
     @given(policy=DRAWN, turns=TURNS)
     def test_trial_completes_at_the_last_step_and_only_there(self, policy: Policy, turns: list[Turn]) -> None:
+        last = policy.rungs[-1] if policy.rungs else policy.max_steps
         for report, decision in reports(policy, turns):
             completed = isinstance(decision, Stop) and decision.completed
-            assert completed == (report.step == policy.max_steps) or not report.finite
-            assert policy.max_steps is None or report.step <= policy.max_steps
+            assert completed == (report.had(policy.resource) == last) or not report.finite
+            assert last is None or report.had(policy.resource) <= last
 
     @LAW
     @given(policy=DRAWN, turns=TURNS)
@@ -240,7 +253,7 @@ class PolicyContract:
         for report, decision in reports(policy, turns):
             if isinstance(decision, Stop):
                 assert decision.policy == type(policy).__name__.lower()
-                assert str(report.step) in decision.reason or not decision.completed
+                assert str(report.had(policy.resource)) in decision.reason or not decision.completed
                 assert decision.reason
                 assert not (decision.diverged and report.finite)
             elif isinstance(decision, Pause):

@@ -48,7 +48,7 @@ class AshaContract(PolicyContract):
     def test_finite_scores_stop_at_rungs_alone(self, data: st.DataObject, turns: list[Turn]) -> None:
         policy = data.draw(self.policies)
         for report, decision in reports(policy, turns):
-            assert decision == GO_ON or report.step in policy.rungs or not report.finite
+            assert decision == GO_ON or report.had(policy.resource) in policy.rungs or not report.finite
 
 
 class TestAnyAsha(AshaContract):
@@ -71,6 +71,16 @@ class TestAshaBelowItsFactor(AshaContract):
     """Rungs 1, 3: `max_epochs` is below `reduction_factor`."""
 
     policies = st.just(Asha(3, reduction_factor=4))
+
+
+class TestAshaOfChunks(AshaContract):
+    """Rungs 1, 2, 4 chunks, of four steps each: most reports are in the middle of an epoch or a chunk."""
+
+    policies = st.just(Asha(4, reduction_factor=2, resource="chunk"))
+
+
+class TestAshaOfSteps(AshaContract):
+    policies = st.just(Asha(9, resource="step"))
 
 
 # --- rungs ---
@@ -189,6 +199,67 @@ def test_diverged_score_is_left_out_of_the_rung(score: float) -> None:
     assert decision == Stop(f"diverged: the score at step 1 is {score}", diverged=True, policy="asha")
     judge.on_end(Ended(0, 1, None))
     assert judge.state() == {"1": {}, "3": {}, "9": {}}
+
+
+# --- what is counted ---
+
+
+def within(judge: Judge, trial: int, scores: Sequence[float], *, per_epoch: int, per_chunk: int) -> list[Decision]:
+    """The decisions on a trial's steps, so many of which are an epoch, and so many epochs a chunk."""
+    return [
+        judge.on_report(
+            Report(trial, step, score, num_epochs=step // per_epoch, num_chunks=step // per_epoch // per_chunk)
+        )
+        for step, score in enumerate(scores, start=1)
+    ]
+
+
+def test_epochs_are_judged_where_they_are_complete_and_once() -> None:
+    judge = Asha(3).begin()
+    scores = [0.1, 0.2, 0.9, 0.4, 0.5, 0.6, 0.7, 0.8]
+    first = within(judge, 0, scores, per_epoch=2, per_chunk=1)
+    # Epochs end with the steps 2, 4, 6: rung 1 holds what step 2 said, rung 3 what step 6 did.
+    assert judge.state() == {"1": {"0": 0.2}, "3": {"0": 0.6}}
+    assert first[:5] == [GO_ON] * 5
+    assert first[5] == Stop("all 3 epochs trained", completed=True, policy="asha")
+    second = within(judge, 1, [0.9, 0.1, 0.9], per_epoch=2, per_chunk=1)
+    assert second == [GO_ON, Stop("rung 1: 1 of 1 others are better than 0.1", policy="asha"), GO_ON]
+
+
+def test_chunks_are_judged_where_they_are_complete_and_once() -> None:
+    judge = Asha(2, reduction_factor=2, resource="chunk").begin()
+    assert within(judge, 0, [0.9, 0.8, 0.2], per_epoch=1, per_chunk=2) == [GO_ON] * 3
+    assert judge.state() == {"1": {"0": 0.8}, "2": {}}  # the fall with the second chunk counts for nothing yet
+    assert within(judge, 1, [0.1, 0.7], per_epoch=1, per_chunk=2)[1] == Stop(
+        "rung 1: 1 of 1 others are better than 0.7", policy="asha"
+    )
+    judge.on_end(Ended(2, 3, 0.85, by_itself=True, num_epochs=3, num_chunks=1))
+    assert judge.state() == {"1": {"0": 0.8, "1": 0.7}, "2": {"2": 0.85}}
+    assert within(judge, 3, [0.9, 0.9, 0.9, 0.3], per_epoch=1, per_chunk=2)[3] == Stop(
+        "all 2 chunks trained", completed=True, policy="asha"
+    )
+
+
+def test_steps_are_judged_whatever_they_are_of() -> None:
+    judge = Asha(3, resource="step").begin()
+    assert within(judge, 0, [0.9, 0.8], per_epoch=10, per_chunk=1) == [GO_ON] * 2
+    assert within(judge, 1, [0.1], per_epoch=10, per_chunk=1) == [
+        Stop("rung 1: 1 of 1 others are better than 0.1", policy="asha")
+    ]
+
+
+def test_only_where_a_unit_is_a_step_are_its_steps_known() -> None:
+    assert [Asha(9, resource=resource).max_steps for resource in ("step", "epoch", "chunk")] == [9, 9, None]
+
+
+def test_counting_epochs_describes_the_policy_as_ever() -> None:
+    assert Asha(9).describe() == {"class": "asha", "max_epochs": 9, "grace": 1, "reduction_factor": 3}
+    assert Asha(9, resource="chunk").describe()["resource"] == "chunk"
+
+
+def test_an_unknown_resource() -> None:
+    with pytest.raises(ExperimentError, match=r"^resource: 'batch' is not one of 'step', 'epoch', 'chunk'\n  count"):
+        Asha(9, resource="batch").check()
 
 
 # --- ends ---

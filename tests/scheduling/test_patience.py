@@ -90,7 +90,7 @@ def test_own_numbers_outlive_a_restart_and_change_with_the_configuration() -> No
     assert stops_at(judge, 0, [0.5, 0.5, 0.5, 0.5]) == 4
     judge.on_end(Ended(0, 4, 0.5))
     judge.on_end(Ended(1, 0, None))
-    assert judge.state() == {"best": {}, "own": {}}
+    assert judge.state() == {"best": {}, "own": {}, "chunks": {}}
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,28 @@ def test_other_trials_do_not_matter(scores: list[float], others: list[float]) ->
             return
 
 
+def test_each_chunk_of_growing_data_is_borne_with_anew() -> None:
+    judge = Patience(2).begin()
+    told = [(0.9, 0), (0.8, 0), (0.7, 1), (0.5, 1), (0.4, 1), (0.3, 1)]  # a chunk of three steps, and the next one
+    for step, (score, num_chunks) in enumerate(told[:5], start=1):
+        assert judge.on_report(Report(0, step, score, num_chunks=num_chunks)) == GO_ON
+    again = Patience(2).begin()
+    again.restore(json.loads(json.dumps(judge.state())))
+    for one in (judge, again):
+        assert one.on_report(Report(0, 6, 0.3, num_chunks=1)) == Stop(
+            "no gain above 0 in 2 steps, since step 4 (0.5)", by_itself=True, policy="patience"
+        )
+        one.on_end(Ended(0, 6, 0.5))
+        assert one.state() == {"best": {}, "own": {}, "chunks": {}}
+
+
 def test_ended_trials_leave_nothing_in_the_state() -> None:
     judge = Patience(2).begin()
     judge.on_report(Report(0, 1, 0.5))
     judge.on_report(Report(1, 1, 0.5))
     judge.on_end(Ended(0, 1, 0.5))
     judge.on_end(Ended(9, 0, None, failed=True))
-    assert judge.state() == {"best": {"1": [1, 0.5]}, "own": {}}
+    assert judge.state() == {"best": {"1": [1, 0.5]}, "own": {}, "chunks": {}}
 
 
 def test_keeps_the_best_weights_and_trains_without_end() -> None:
