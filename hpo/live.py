@@ -189,7 +189,7 @@ class LiveView(Watching):
             ProgressBar(total=1.0, completed=done, width=32), f"{done:.0%}", f"about {seconds(progress.eta_s)} left"
         )
         table.add_row("trials", states(progress))
-        table.add_row("epochs", f"{progress.epochs_all} of about {progress.epochs_expected:.0f}, {pace(progress)}")
+        table.add_row(progress.unit, f"{progress.epochs_all} of about {progress.epochs_expected:.0f}, {pace(progress)}")
         space = self._opened.file.experiment.space if self._opened else {}
         table.add_row("best", Text(best_line(progress, space), style="bold green"))
         table.add_row("", bar)
@@ -208,11 +208,11 @@ def states(progress: Progress) -> str:
 
 
 def pace(progress: Progress) -> str:
-    """Epochs per second."""
+    """Epochs, or steps, per second."""
     rate = progress.epochs_per_s
     if rate is None:
-        return "first epochs under way"
-    return f"{rate:.2g} epochs/s" if rate < 10 else f"{rate:.0f} epochs/s"
+        return f"first {progress.unit} under way"
+    return f"{rate:.2g} {progress.unit}/s" if rate < 10 else f"{rate:.0f} {progress.unit}/s"
 
 
 def best_line(progress: Progress, space: Mapping[str, Any]) -> str:

@@ -169,6 +169,7 @@ def _dry_run(console: Console, file: ExperimentFile, how: Mapping[str, Any]) -> 
 
 
 def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None:
+    from hpo.engine.progress import unit_of
     from hpo.live import configuration, number, seconds
 
     study, experiment = opened.study, opened.file.experiment
@@ -187,9 +188,9 @@ def _summary(console: Console, opened: Any, options: Any, took_s: float) -> None
     causes = Counter(trial.cause for trial in study.trials if trial.cause and trial.state.ended)
     why = f" ({', '.join(f'{n} {cause}' for cause, n in causes.items())})" if causes else ""
     counted = ", ".join(f"{n} {state}" for state, n in outcomes.items()) or "none begun"
-    epochs = sum(trial.step for trial in study.trials)
+    steps = sum(trial.step for trial in study.trials)
     total = max(study.num_trials, len(study.trials))
-    console.print(f"{counted} of {total} trials{why}; {epochs} epochs; {seconds(took_s)}", highlight=False)
+    console.print(f"{counted} of {total} trials{why}; {steps} {unit_of(study)}; {seconds(took_s)}", highlight=False)
     for name, value in opened.tested.items():
         console.print(f"{name} of the best trial: {number(value)}", highlight=False)
     end = "" if is_url(options.results) else "/"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,15 @@ def test_the_table_of_a_terminal() -> None:
     assert "0.7 (trial 1, step 1)" in text
     assert "50% about 10 s left" in text
     assert "trial 0 completed" in text
+
+
+def test_steps_that_are_parts_of_an_epoch_are_called_steps() -> None:
+    seen, desk, out = begun(plain=True)
+    lease = desk.lease()
+    assert lease is not None
+    desk.report(lease, Trained(1, replace(step(0.5, 1), num_epochs=0), 60.0, "node", 1))
+    seen.round(desk)
+    assert " steps/s" in out.getvalue()
 
 
 def test_a_trial_without_a_place_waits() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hpo.engine.desk import Desk
 from hpo.engine.plan import Plan
+from hpo.engine.study import Study
 from hpo.engine.trials import Trial
 from hpo.trial import TrialState
 
@@ -27,6 +28,7 @@ class Progress:
         elapsed_s: Seconds that this driver has run.
         best: The best trial so far.
         best_value: Its goal metric, as the user reads it.
+        unit: What a step is called: see `unit_of`.
     """
 
     trials: int
@@ -39,6 +41,13 @@ class Progress:
     elapsed_s: float
     best: Trial | None
     best_value: float | None
+    unit: str = "epochs"
+
+
+def unit_of(study: Study) -> str:
+    """What people call the steps of its trials: "epochs", or "steps" where some trial reports more often."""
+    parts = any(trial.progress.num_epochs not in (None, trial.step) for trial in study.trials)
+    return "steps" if parts else "epochs"
 
 
 def progress_of(desk: Desk, plan: Plan, *, now: float) -> Progress:
@@ -67,6 +76,7 @@ def progress_of(desk: Desk, plan: Plan, *, now: float) -> Progress:
         elapsed_s=elapsed,
         best=best,
         best_value=value,
+        unit=unit_of(study),
     )
 
 
