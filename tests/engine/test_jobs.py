@@ -59,7 +59,8 @@ def _end(folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def locked() -> Iterator[Locked]:
+def locked(ray_cluster: None) -> Iterator[Locked]:
+    """It begins after the Ray of other tests: a process keeps the way of authentication that it had first."""
     token = secrets.token_hex(32)
     gcs, board, agent = _free_ports(3)
     with tempfile.TemporaryDirectory(prefix="hpo-", ignore_cleanup_errors=True) as folder:  # Ray wants a short path
